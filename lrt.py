@@ -1,0 +1,455 @@
+"""Latent Recurrent Transformer (LRT, arXiv:2605.26797): a GPT with memory, and how to train it in parallel.
+
+A GPT computes a rich hidden state for every token, reads one next-token guess off it and throws it away.
+LRT hands that state to the next token as memory m: it is added to the residual stream of every layer and
+projected into every layer's keys and values. Attention, KV cache and the number of forward passes per
+generated token stay those of the plain GPT; decoding carries one more vector of C numbers.
+
+Training on that recurrence token by token is exact but slow, so a buffer of hidden states, keys and values is
+filled once for all positions without memory, then refined in K sweeps over S interleaved subsets of positions.
+
+    name         symbol     shape          meaning
+    idx          -          (B, T)         token numbers
+    x0           x_0        (B, T, C)      normed token embeddings, C = n_embd
+    x            x          (B, T, C)      residual stream
+    h            h_t        (B, T, C)      normed last residual stream: what the logits are read from
+    m            m_t        (B, T, C)      memory: the state of position t - 1 (m_1 = 0)           LRT
+    q, k, v      q, k, v    (B, H, T, D)   queries, keys, values: H = n_head heads of D = C / H
+    gate         g          (B, T, 2H)     two gates in (0, 2) per head: g_local, g_mem            LRT
+    alpha, beta  α_i, β_i   (L,)           weights of x and x0 at the entry of layer i = 1..L
+    gamma        γ_i        (L,)           weight of m at the entry of layer i                     LRT
+    subsets      S          -              position t (from 0) is in subset t mod S                LRT
+    sweeps       K          -              how often every subset is recomputed                    LRT
+
+`grep -n LRT lrt.py` lists every line that a plain GPT does not have.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention as attention
+
+
+@dataclass
+class GPTConfig:
+    """Sizes and options of the model. Raises ValueError, saying which value is impossible and why."""
+    block_size: int = 128           # T: positions attention can see
+    vocab_size: int = 65            # V
+    n_layer: int = 4                # L
+    n_head: int = 4                 # H
+    n_embd: int = 128               # C
+    dropout: float = 0.0            # on the embeddings and on what each layer adds to the residual stream
+    lrt: bool = False               # LRT: hand each token the state of the one before it
+    memory_layer: int = -1          # LRT: layer whose output is the memory, 1..L, or from the end: -1 is the last
+    memory_proj: str = "shared"     # LRT: "shared": one U_k, U_v for all layers; "layerwise": one pair per layer
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number of 1 or more")
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(f"n_embd={self.n_embd}: must be a multiple of 2 * n_head = {2 * self.n_head}, "
+                             "as rotary positions turn pairs of numbers in each head")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be at least 0 and less than 1")
+        if self.lrt not in (0, 1):
+            raise ValueError(f"lrt={self.lrt!r}: must be 0 or 1")
+        if not 1 <= abs(self.memory_layer) <= self.n_layer:
+            raise ValueError(f"memory_layer={self.memory_layer}: must be 1 to n_layer = {self.n_layer}, "
+                             f"or -1 (the last) to -{self.n_layer}")
+        if self.memory_proj not in ("shared", "layerwise"):
+            raise ValueError(f"memory_proj={self.memory_proj!r}: must be 'shared' or 'layerwise'")
+
+
+# ---- The pieces: each works on any number of positions -----------------------------------------------------------
+
+def norm(x):
+    """RMSNorm without parameters over the last dimension: x / sqrt(mean(x²) + eps)."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotary_table(start, length, head_dim, like):
+    """Angles of rotary positions (RoPE, arXiv:2104.09864), base 10,000, in the dtype and device of `like`.
+
+    Returns cos and sin, stacked (2, T, D/2), of t / 10000^(2j/D) for t = start .. start + length - 1, j = 0 .. D/2 - 1."""
+    t = torch.arange(start, start + length, device=like.device, dtype=like.dtype)
+    frequency = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=like.dtype) / head_dim)
+    angle = t[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x, rope):
+    """Turn each pair (a, b) = (first half, second half) of a head into (a cos + b sin, b cos - a sin).
+
+    x (..., T, D), rope (2, T, D/2) -> (..., T, D)."""
+    (cos, sin), (a, b) = rope, x.chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
+def shift_right(h, first=None):                                                                      # LRT
+    """The recurrence for all positions at once: m_t = h_{t-1}, and m_1 = `first`, or 0.
+
+    h (B, T, C), first (B, C) or None -> m (B, T, C)."""
+    first = torch.zeros_like(h[:, 0]) if first is None else first
+    return torch.cat([first[:, None], h[:, :-1]], dim=1)
+
+
+def cross_entropy(logits, targets, subsets=1):
+    """Mean cross-entropy, in nats, of each of S interleaved subsets of the positions; targets of -1 do not count.
+
+    logits (B, T, V), targets (B, T) -> (S,)."""
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
+    total, count = (F.pad(x.sum(0), (0, -x.size(1) % subsets)).view(-1, subsets).sum(0) for x in (nll, targets >= 0))
+    return total / count.clamp(min=1)
+
+
+def split(x, S, dim):                                                                                # LRT
+    """Positions along `dim`, a multiple of S of them, as S interleaved subsets: the list of x[s::S], s = 0 .. S-1."""
+    return list(x.unflatten(dim, (-1, S)).unbind(dim + 1))                                           # LRT
+
+
+def merge(parts, dim):                                                                               # LRT
+    """The inverse of split: interleaved subsets back in natural order."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts, dim + 1).flatten(dim, dim + 1)        # LRT
+
+
+class Block(nn.Module):
+    """The weights of one layer, and what it computes of each position alone."""
+
+    def __init__(self, config):
+        super().__init__()
+        C, H = config.n_embd, config.n_head
+        self.n_head, self.head_dim = H, C // H
+        self.w_q, self.w_k, self.w_v = (nn.Linear(C, C, bias=False) for _ in range(3))
+        self.w_o = nn.Linear(C, C, bias=False)
+        self.w_1 = nn.Linear(C, 4 * C, bias=False)
+        self.w_2 = nn.Linear(4 * C, C, bias=False)
+        self.w_g = nn.Linear(C, 2 * H, bias=False) if config.lrt else None                           # LRT
+        self.dropout = nn.Dropout(config.dropout)
+
+    def qkv(self, y, rope, u=None):
+        """Queries, keys and values of normed inputs y (B, T, C): three tensors (B, H, T, D).
+        u (B, T, 2C) is the memory's share of keys and values, (U_k m, U_v m).                         LRT"""
+        weights = [self.w_q.weight, self.w_k.weight, self.w_v.weight]
+        if self.w_g is not None:                                                                     # LRT
+            weights.append(self.w_g.weight)                                                          # LRT
+        out = F.linear(y, torch.cat(weights))           # one product instead of three or four
+        qkv = out[..., :3 * y.size(-1)].unflatten(-1, (3, self.n_head, self.head_dim))   # (B, T, 3, H, D)
+        q, kv = qkv[:, :, 0], qkv[:, :, 1:]                                               # (B, T, 2, H, D)
+        if self.w_g is not None:                                                                     # LRT
+            gate = 2 * torch.sigmoid(out[..., 3 * y.size(-1):])     # (B, T, 2H)                       LRT
+            local, mem = gate[:, :, None, :, None].chunk(2, dim=3)  # (B, T, 1, H, 1) each             LRT
+            kv = local * kv                                                                          # LRT
+            if u is not None:                                                                        # LRT
+                kv = kv + mem * u.unflatten(-1, (2, self.n_head, self.head_dim))                     # LRT
+        (k, v), q = kv.unbind(2), q
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                 # (B, H, T, D)
+        return norm(rotate(q, rope)), norm(rotate(k, rope)), v
+
+    def out(self, y):
+        """W_o of the attention's result y (B, H, T, D) -> (B, T, C)."""
+        return self.dropout(self.w_o(y.transpose(1, 2).flatten(2)))
+
+    def mlp(self, y):
+        """W_2 relu(W_1 y)²: (B, T, C) -> (B, T, C)."""
+        return self.dropout(self.w_2(F.relu(self.w_1(y)).square()))
+
+
+class Buffer:                                                                                        # LRT
+    """What the dial sweeps over. A list over s holds one tensor for each of S interleaved subsets of the positions.
+
+    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D/2), (T/S, P + T), true where a position may see a key;
+    state, h: lists over s of (B, T/S, C), the latest state to hand on as memory and the latest h for logits;
+    k, v: for each layer a list over s of (B, H, T/S, D), the latest keys and values;
+    past: keys and values (2, L, B, H, P, D) of P tokens before these; latent (B, C): memory of the first position."""
+
+    def __init__(self, n_layer):                                                                     # LRT
+        self.x0, self.rope, self.mask, self.state, self.h = [], [], [], [], []                       # LRT
+        self.k, self.v = [None] * n_layer, [None] * n_layer                                          # LRT
+        self.past, self.latent = None, None                                                          # LRT
+
+    def keys_values(self, i):                                                                        # LRT
+        """All keys and values of layer i, (B, H, P + T, D) each, in natural order."""
+        kv = merge(self.k[i], dim=2), merge(self.v[i], dim=2)                                        # LRT
+        return kv if self.past is None else [torch.cat([p[i], x], dim=2) for p, x in zip(self.past, kv)]  # LRT
+
+
+class Cache:
+    """All that decoding needs to know of the tokens so far. Keys and values of the last `block_size` positions
+    are preallocated: position p is in slot p mod block_size, so that generation can go on for ever.
+
+    pos: how many tokens there have been; latent (B, C): the memory for the next one (None without LRT);
+    sweeps, residual: of the last prefill, how many it took and the largest change of the memory in the last one."""
+
+    def __init__(self, config, batch_size, like):
+        B, C, H = batch_size, config.n_embd, config.n_head
+        self.k = like.new_zeros(config.n_layer, B, H, config.block_size, C // H)
+        self.v = torch.zeros_like(self.k)
+        self.pos = 0
+        self.rope = None                                # (2, block_size, D/2): table for the current lap
+        self.latent = like.new_zeros(B, C) if config.lrt else None                                   # LRT
+        self.sweeps, self.residual = 0, 0.0                                                          # LRT
+
+    def past(self, T):
+        """For T positions that come next: which of the P kept positions each may see, (T, P), being less than
+        block_size away; and the kept keys and values (2, L, B, H, P, D)."""
+        W, P = self.k.size(3), min(self.pos, self.k.size(3))
+        slot = torch.arange(P, device=self.k.device)
+        position = self.pos - 1 - (self.pos - 1 - slot) % W     # of the token that slot holds
+        query = self.pos + torch.arange(T, device=self.k.device)
+        return query[:, None] - position < W, (self.k[:, :, :, :P], self.v[:, :, :, :P])
+
+    def extend(self, buffer, T):
+        """Take over the first T positions, at most block_size, of a finished Buffer."""
+        slots = (self.pos + torch.arange(T, device=self.k.device)) % self.k.size(3)
+        for i in range(len(buffer.k)):
+            self.k[i][:, :, slots] = merge(buffer.k[i], dim=2)[:, :, :T]
+            self.v[i][:, :, slots] = merge(buffer.v[i], dim=2)[:, :, :T]
+        if self.latent is not None:                                                                  # LRT
+            self.latent = merge(buffer.state, dim=1)[:, T - 1]                                       # LRT
+        self.pos, self.rope = self.pos + T, None
+
+
+# ---- The model ---------------------------------------------------------------------------------------------------
+
+class GPT(nn.Module):
+    """Decoder-only transformer in the style of nanochat's: rotary positions, norms without parameters, query/key
+    norm, squared ReLU, no biases, untied head, capped logits. With config.lrt, each position also gets a memory."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        C, L = config.n_embd, config.n_layer
+        self.memory_index = (config.memory_layer - (config.memory_layer > 0)) % L if config.lrt else None   # LRT from 0
+        self.embed = nn.Embedding(config.vocab_size, C)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(L))
+        self.head = nn.Linear(C, config.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.alpha, self.beta = nn.Parameter(torch.empty(L)), nn.Parameter(torch.empty(L))
+        if config.lrt:                                                                               # LRT
+            pairs = {"shared": 1, "layerwise": L}[config.memory_proj]                                # LRT
+            self.u_k = nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(pairs))              # LRT
+            self.u_v = nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(pairs))              # LRT
+            self.gamma = nn.Parameter(torch.empty(L))                                                # LRT
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """All initial values, in one place."""
+        bound = (3 / self.config.n_embd) ** 0.5         # uniform in ±√(3/C) has variance 1/C
+        nn.init.normal_(self.embed.weight)
+        nn.init.normal_(self.head.weight, std=0.001)
+        self.alpha.fill_(1.0)
+        self.beta.fill_(0.1)
+        for block in self.blocks:
+            for linear in (block.w_q, block.w_k, block.w_v, block.w_1):
+                nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.zeros_(block.w_o.weight)
+            nn.init.zeros_(block.w_2.weight)
+        if self.config.lrt:                                                                          # LRT
+            self.gamma.fill_(0.1)                                                                    # LRT
+            for block in self.blocks:                                                                # LRT
+                nn.init.zeros_(block.w_g.weight)        # gates start at 2 σ(0) = 1                    LRT
+            for linear in (*self.u_k, *self.u_v):                                                    # LRT
+                nn.init.uniform_(linear.weight, -bound, bound)                                       # LRT
+
+    def embedding(self, idx):
+        """x0 = norm(E[idx]): (B, T) -> (B, T, C)."""
+        return self.dropout(norm(self.embed(idx)))
+
+    def logits(self, h):
+        """15 tanh(W_head h / 15): (..., C) -> (..., V), in float32 (float64 for a float64 model)."""
+        z = self.head(h)
+        return 15 * torch.tanh(z.to(torch.promote_types(z.dtype, torch.float32)) / 15)
+
+    def rope(self, start, length):
+        """The rotary table of positions start .. start + length - 1."""
+        return rotary_table(start, length, self.config.n_embd // self.config.n_head, self.embed.weight)
+
+    def layers(self, x0, rope, attend, m=None):
+        """The equations of the model, for any positions: all of them, a subset, one. Everything goes through here.
+
+        x0 (B, T, C), rope (2, T, D/2), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
+        of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these positions may see and where to keep k and v.
+        Returns h (B, T, C), to read logits from, and the state (B, T, C) to hand on as memory (None without LRT)."""
+        x, state = x0, None
+        if m is not None:                                                                            # LRT
+            u = [F.linear(m, torch.cat([k.weight, v.weight])) for k, v in zip(self.u_k, self.u_v)]   # LRT (B, T, 2C)
+        for i, block in enumerate(self.blocks):
+            x = self.alpha[i] * x + self.beta[i] * x0
+            if m is not None:                                                                        # LRT
+                x = x + self.gamma[i] * m                                                            # LRT
+            q, k, v = block.qkv(norm(x), rope, None if m is None else u[i % len(u)])
+            x = x + block.out(attend(i, q, k, v))
+            x = x + block.mlp(norm(x))
+            if i == self.memory_index:                                                               # LRT
+                state = x                                                                            # LRT
+        h = norm(x)
+        if state is not None:                                                                        # LRT
+            state = h if state is x else norm(state)                                                 # LRT
+        return h, state
+
+    # ---- Training: one dial from parallel to exact -----------------------------------------------------------
+
+    def forward(self, idx, targets=None, subsets=2, sweeps=1, loss_weights=None):
+        """All positions in parallel: one pass without memory, then K sweeps over S interleaved subsets.
+
+        idx (B, T); targets (B, T), -1 where there is none. Returns logits (B, T, V) after the last sweep, and
+        None or the loss in nats per token: the mean of one cross-entropy for the first pass and one for each of
+        the S·K subset passes. Instead, loss_weights (K + 1 numbers) gives the sum over k of loss_weights[k] times
+        the cross-entropy of all positions after sweep k. A plain model does one pass, whatever the dial says.
+
+        S = T, K = 1 is exactly the recurrence (S > T means S = T); the first max(K + 1, S·K) positions always are.
+        Raises ValueError for S < 1, K < 0 or loss_weights of another length or all zero."""
+        T, S, K = idx.size(1), 1, 0
+        if self.config.lrt:                                                                          # LRT
+            S, K = min(subsets, T), sweeps                                                           # LRT
+            if S < 1 or K < 0:                                                                       # LRT
+                raise ValueError(f"subsets={S}, sweeps={K}: must be at least 1 and at least 0")      # LRT
+            if loss_weights is not None and not (len(loss_weights) == K + 1 and any(loss_weights)):  # LRT
+                raise ValueError(f"loss_weights={loss_weights}: must be sweeps + 1 = {K + 1} numbers, not all zero")  # LRT
+            buffer = self.fill(idx, S)                                                               # LRT
+            hidden = [merge(buffer.h, dim=1)[:, :T]]    # after each sweep, (B, T, C)                  LRT
+            for _ in range(K):                                                                       # LRT
+                for s in range(S):                                                                   # LRT
+                    self.refine(buffer, s)                                                           # LRT
+                hidden.append(merge(buffer.h, dim=1)[:, :T])                                         # LRT
+        else:
+            causal = lambda i, q, k, v: attention(q, k, v, is_causal=True)
+            hidden, loss_weights = [self.layers(self.embedding(idx), self.rope(0, T), causal)[0]], None
+        logits = self.logits(hidden[-1])
+        if targets is None:
+            return logits, None
+        losses = []
+        for k, h in enumerate(hidden):
+            each = cross_entropy(logits if k == K else self.logits(h), targets, S if k and not loss_weights else 1)
+            losses.append(loss_weights[k] * each if loss_weights else each)
+        losses = torch.cat(losses)
+        return logits, losses.sum() if loss_weights else losses.mean()
+
+    def fill(self, idx, subsets, cache=None):                                                        # LRT
+        """The initialization pass: all positions at once, without memory. idx (B, T) -> Buffer.
+
+        With a cache, the positions are those after its last one, and its latent is the memory of the first.
+        If S does not divide T, positions that nobody looks back at are added at the end."""
+        S, buffer = subsets, Buffer(self.config.n_layer)                                             # LRT
+        idx = F.pad(idx, (0, -idx.size(1) % S))                                                      # LRT
+        T, start = idx.size(1), cache.pos if cache else 0                                            # LRT
+        x0, rope, m = self.embedding(idx), self.rope(start, T), None                                 # LRT
+        mask = torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()                          # LRT
+        if start:                                                                                    # LRT
+            seen, buffer.past = cache.past(T)                                                        # LRT
+            mask = torch.cat([seen, mask], dim=1)       # (T, P + T)                                   LRT
+            if self.config.lrt:                                                                      # LRT
+                buffer.latent = cache.latent                                                         # LRT
+                m = shift_right(torch.zeros_like(x0), cache.latent)                                  # LRT
+        causal = S == 1 and not start                   # no mask needed, and faster without           LRT
+        buffer.x0, buffer.rope = split(x0, S, dim=1), split(rope, S, dim=1)                          # LRT
+        buffer.mask = [None] if causal else split(mask, S, dim=0)                                    # LRT
+
+        def attend(i, q, k, v):                                                                      # LRT
+            buffer.k[i], buffer.v[i] = split(k, S, dim=2), split(v, S, dim=2)                        # LRT
+            if not start:                                                                            # LRT
+                return attention(q, k, v, is_causal=True)                                            # LRT
+            return attention(q, *buffer.keys_values(i), attn_mask=mask)                              # LRT
+
+        h, state = self.layers(x0, rope, attend, m)                                                  # LRT
+        buffer.h = split(h, S, dim=1)                                                                # LRT
+        buffer.state = split(state, S, dim=1) if self.config.lrt else None                           # LRT
+        return buffer                                                                                # LRT
+
+    def refine(self, buffer, s):                                                                     # LRT
+        """One subset pass: recompute the positions t with t mod S = s from the buffer, and write them back.
+
+        The memory of each is the latest state of the position before it, which belongs to subset s - 1, or for
+        s = 0 to the last subset, one place earlier; it attends to the latest keys and values of all before it."""
+        m = buffer.state[s - 1] if s else shift_right(buffer.state[-1], buffer.latent)               # LRT
+
+        def attend(i, q, k, v):                                                                      # LRT
+            buffer.k[i][s], buffer.v[i][s] = k, v                                                    # LRT
+            mask = buffer.mask[s]                                                                    # LRT
+            return attention(q, *buffer.keys_values(i), attn_mask=mask, is_causal=mask is None)      # LRT
+
+        buffer.h[s], buffer.state[s] = self.layers(buffer.x0[s], buffer.rope[s], attend, m)          # LRT
+
+    def forward_sequential(self, idx, targets=None):
+        """The definition: one position after the other, each with the state of the one before it as its memory.
+
+        idx, targets (B, T) -> logits (B, T, V), mean cross-entropy in nats per token or None. Differentiable."""
+        x0, rope = self.embedding(idx), self.rope(0, idx.size(1))
+        keys, values = ([[] for _ in self.blocks] for _ in range(2))
+
+        def attend(i, q, k, v):
+            keys[i].append(k)
+            values[i].append(v)
+            return attention(q, torch.cat(keys[i], dim=2), torch.cat(values[i], dim=2))
+
+        hidden, m = [], torch.zeros_like(x0[:, :1]) if self.config.lrt else None
+        for t in range(idx.size(1)):
+            h, m = self.layers(x0[:, t:t + 1], rope[:, t:t + 1], attend, m)     # m_{t+1} = state of t
+            hidden.append(h)
+        logits = self.logits(torch.cat(hidden, dim=1))
+        return logits, None if targets is None else cross_entropy(logits, targets)[0]
+
+    # ---- Inference ---------------------------------------------------------------------------------------------
+
+    def init_cache(self, batch_size):
+        """An empty Cache for `batch_size` sequences."""
+        return Cache(self.config, batch_size, like=self.embed.weight)
+
+    @torch.no_grad()
+    def step(self, idx, cache):
+        """One token: idx (B,) -> logits (B, V) for the next one. Exact; advances the cache."""
+        W = self.config.block_size
+        slot, filled = cache.pos % W, min(cache.pos + 1, W)
+        if slot == 0 or cache.rope is None:
+            cache.rope = self.rope(cache.pos - slot, W)
+
+        def attend(i, q, k, v):
+            cache.k[i, :, :, slot], cache.v[i, :, :, slot] = k[:, :, 0], v[:, :, 0]
+            return attention(q, cache.k[i, :, :, :filled], cache.v[i, :, :, :filled])
+
+        m = cache.latent[:, None] if self.config.lrt else None                                       # LRT
+        h, state = self.layers(self.embedding(idx[:, None]), cache.rope[:, slot:slot + 1], attend, m)
+        if self.config.lrt:                                                                          # LRT
+            cache.latent = state[:, 0]                                                               # LRT
+        cache.pos += 1
+        return self.logits(h[:, 0])
+
+    @torch.no_grad()
+    def prefill(self, idx, cache, subsets=8, tol=1e-4):
+        """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token. Advances the cache.
+
+        Sweeps until no number in the memory changes by more than `tol` in a sweep, ⌈T/S⌉ times at most: then it
+        is exact by construction. Prompts longer than block_size are read in pieces of that length."""
+        cache.sweeps, cache.residual = 0, 0.0
+        for piece in idx.split(self.config.block_size, dim=1):
+            T, S = piece.size(1), min(subsets, piece.size(1))
+            buffer, sweeps, residual = self.fill(piece, S, cache), 0, float("inf")
+            while self.config.lrt and max(sweeps + 1, S * sweeps) < T and not residual <= tol:       # LRT
+                before = merge(buffer.state, dim=1)                                                  # LRT
+                for s in range(S):                                                                   # LRT
+                    self.refine(buffer, s)                                                           # LRT
+                sweeps += 1                                                                          # LRT
+                residual = (merge(buffer.state, dim=1) - before)[:, :T].abs().max().item()           # LRT
+                cache.sweeps, cache.residual = max(cache.sweeps, sweeps), residual                   # LRT
+            cache.extend(buffer, T)
+        return self.logits(merge(buffer.h, dim=1)[:, T - 1])
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+        """Sample max_new_tokens tokens after the prompt idx (B, T): yields one (B,) tensor of tokens at a time.
+
+        temperature 0 takes the likeliest token; top_k keeps only the k likeliest. Goes on past block_size."""
+        cache = self.init_cache(idx.size(0))
+        for n in range(max_new_tokens):
+            logits = self.step(token, cache) if n else self.prefill(idx, cache)
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                if top_k is not None:
+                    least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+                    logits = logits.masked_fill(logits < least, float("-inf"))
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            yield token
