@@ -1,0 +1,253 @@
+"""Turn text into data/NAME/: train.bin and val.bin (uint16 token numbers) and meta.json (codec and provenance).
+
+    python prepare_data.py                                  tiny Shakespeare, one token per character
+    python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from its training split
+    python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
+
+The first 90% of the characters are for training, the rest for validation, as in nanoGPT.
+"""
+import argparse
+import base64
+import codecs
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_BYTES = 1_115_394
+DOWNLOAD_SECONDS = 60           # for the whole file; nothing arriving for 10 seconds ends it too
+MAX_VOCAB = 2 ** 16             # what uint16 can number
+
+# How text is cut before byte pairs are merged: words, numbers and signs, each with the space before it, then white
+# space. It means the same to Python's re and to tiktoken, and leaves out no character.
+BPE_PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+
+
+# ---- Shared by all scripts: one way to fail, one way to write a file, one way to read text ----------------------
+
+def fail(message):
+    """One line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write_atomic(path, write):
+    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path}: {e.strerror or e}")
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_text(path):
+    """The text of a UTF-8 file, line ends as they are."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        fail(f"cannot read {path}: {e.strerror}")
+    except UnicodeDecodeError as e:
+        fail(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start:,}); convert it, for example with "
+             f"iconv -t UTF-8")
+
+
+# ---- Tokens ------------------------------------------------------------------------------------------------------
+
+class Codec:
+    """Text to token numbers and back, from the "codec" entry of meta.json: plain values, so a checkpoint holds it.
+
+    {"kind": "char", "chars": [...]}, or {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}.
+    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is not like that."""
+
+    def __init__(self, entry):
+        self.kind = entry["kind"]
+        if self.kind == "char":
+            self.index = {c: i for i, c in enumerate(entry["chars"])}
+            self.token_bytes = [c.encode() for c in entry["chars"]]
+        elif self.kind == "bpe":
+            self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
+            ranks = {t: i for i, t in enumerate(self.token_bytes)}
+            self.encoding = tiktoken.Encoding("bpe", pat_str=entry["pattern"], mergeable_ranks=ranks, special_tokens={})
+        else:
+            raise ValueError(f"unknown codec {self.kind!r}")
+        self.vocab_size = len(self.token_bytes)
+
+    def encode(self, text):
+        """Token numbers of a text. Raises ValueError that names the characters it has no token for."""
+        if self.kind == "bpe":
+            return self.encoding.encode_ordinary(text)
+        unknown = sorted(set(text) - set(self.index))
+        if unknown:
+            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; "
+                             f"known: {''.join(self.index)!r:.200}")
+        return [self.index[c] for c in text]
+
+    def decoder(self):
+        """A function from token number to text, for streaming: it holds back the bytes of unfinished characters."""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: utf8.decode(self.token_bytes[token])
+
+    def decode(self, tokens):
+        return b"".join(self.token_bytes[t] for t in tokens).decode("utf-8", errors="replace")
+
+
+def char_codec(text):
+    return {"kind": "char", "chars": sorted(set(text))}
+
+
+def gpt2_codec():
+    """GPT-2's 50,256 tokens, through tiktoken, which downloads them once (or looks in TIKTOKEN_CACHE_DIR)."""
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception as e:      # whatever its download raises
+        fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use --tokenizer=bpe:1024 or char")
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
+    return {"kind": "bpe", "pattern": encoding._pat_str, "tokens": [base64.b64encode(t).decode() for t in tokens]}
+
+
+def bpe_codec(text, merges):
+    """Byte-pair encoding (arXiv:1508.07909) learned from a text: the 256 bytes and up to `merges` more tokens.
+
+    Each merge joins the most frequent pair of neighbours, and only words that hold the pair are looked at again."""
+    words = Counter(re.findall(BPE_PATTERN, text))
+    counts = list(words.values())
+    words = [[bytes([b]) for b in word.encode()] for word in words]
+    pairs, where = Counter(), defaultdict(set)      # how often each pair occurs, and in which words
+    for w, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += counts[w]
+            where[pair].add(w)
+    tokens = [bytes([b]) for b in range(256)]
+    while len(tokens) < 256 + merges and pairs:
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        tokens.append(best[0] + best[1])
+        for w in where.pop(best):
+            old, new, i = words[w], [], 0
+            while i < len(old):
+                n = 2 if tuple(old[i:i + 2]) == best else 1
+                new.append(b"".join(old[i:i + n]))
+                i += n
+            for pair in zip(old, old[1:]):
+                pairs[pair] -= counts[w]
+            for pair in zip(new, new[1:]):
+                pairs[pair] += counts[w]
+                where[pair].add(w)
+            words[w] = new
+        pairs = +pairs                              # drops those that are gone
+    return {"kind": "bpe", "pattern": BPE_PATTERN, "tokens": [base64.b64encode(t).decode() for t in tokens]}
+
+
+# ---- Sources -----------------------------------------------------------------------------------------------------
+
+def download(url, size, sha256):
+    """The bytes at an address. Raises OSError if they do not come in time or are not the expected ones."""
+    deadline, data = time.monotonic() + DOWNLOAD_SECONDS, b""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        while chunk := response.read(1 << 16):
+            data += chunk
+            if len(data) > size or time.monotonic() > deadline:
+                break
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise OSError(f"what came from {url} is not the expected file (sha256 differs)")
+    return data
+
+
+def shakespeare(folder):
+    """(text, source): tiny Shakespeare from this folder or its public address; else the embedded corpus."""
+    path = folder / "input.txt"
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
+        return read_text(path), SHAKESPEARE_URL
+    try:
+        print(f"downloading {SHAKESPEARE_URL}", file=sys.stderr)
+        data = download(SHAKESPEARE_URL, SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
+    except OSError as e:
+        from pydoc_data.topics import topics
+        print(f"WARNING: no tiny Shakespeare ({e}).\n"
+              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: losses will be other ones\n"
+              "WARNING: than the README's. With the text in a file: python prepare_data.py --input=FILE", file=sys.stderr)
+        return "\n".join(topics[name] for name in sorted(topics)), f"embedded: pydoc_data.topics of Python {sys.version.split()[0]}"
+    write_atomic(path, lambda f: f.write(data))
+    return data.decode(), SHAKESPEARE_URL
+
+
+# ---- data/NAME/ --------------------------------------------------------------------------------------------------
+
+def prepare(dataset="shakespeare", tokenizer="char", input=None, data_dir="data"):
+    """Write data_dir/dataset/ and return its path. meta.json is written last: a folder that has it is whole."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
+        fail(f"--dataset={dataset}: a name of letters, digits, '_', '-' and '.', as it becomes a folder in {data_dir}/")
+    merges = re.fullmatch(r"bpe:(\d{1,5})", tokenizer)
+    if tokenizer not in ("char", "gpt2") and not (merges and 1 <= int(merges[1]) <= MAX_VOCAB - 256):
+        fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
+    if input is None and dataset != "shakespeare":
+        fail(f"--dataset={dataset} is not known here: give its text with --input=FILE, or use --dataset=shakespeare")
+    folder = Path(data_dir) / dataset
+    if input is not None:
+        text, source = read_text(input), f"file: {Path(input).name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        fail(f"cannot make folder {folder}: {e.strerror}")
+    if input is None:
+        text, source = shakespeare(folder)
+    cut = int(len(text) * 0.9)
+    splits = {"train": text[:cut], "val": text[cut:]}
+    if not splits["train"] or len(splits["val"]) < 2:
+        fail(f"{input}: {len(text)} characters are too few to train on")
+    codec = char_codec(text) if tokenizer == "char" else gpt2_codec() if tokenizer == "gpt2" else bpe_codec(splits["train"], int(merges[1]))
+    if len(codec.get("chars", ())) > MAX_VOCAB:
+        fail(f"{input}: {len(codec['chars']):,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
+    encode = Codec(codec).encode
+    meta = {"dataset": dataset, "source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "characters": len(text), "tokenizer": tokenizer, "vocab_size": Codec(codec).vocab_size}
+    (folder / "meta.json").unlink(missing_ok=True)
+    for split, part in splits.items():
+        tokens = np.array(encode(part), dtype="<u2")
+        write_atomic(folder / f"{split}.bin", lambda f: f.write(tokens.tobytes()))
+        meta[f"{split}_tokens"] = len(tokens)
+        print(f"{folder / split}.bin: {len(tokens):,} tokens", file=sys.stderr)
+    meta["codec"] = codec
+    write_atomic(folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
+    return folder
+
+
+def load(dataset, data_dir="data"):
+    """(meta, codec, {"train": tokens, "val": tokens}) of a prepared folder, the tokens memory-mapped uint16."""
+    folder = Path(data_dir) / dataset
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        codec = Codec(meta["codec"])
+        tokens = {}
+        for split in ("train", "val"):
+            tokens[split] = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+            if len(tokens[split]) != meta[f"{split}_tokens"]:
+                raise ValueError(f"{split}.bin has {len(tokens[split]):,} tokens, meta.json says {meta[f'{split}_tokens']:,}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
+    return meta, codec, tokens
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--dataset", default="shakespeare", help="name of the folder in data/ (default: shakespeare)")
+    parser.add_argument("--tokenizer", default="char", help="char, gpt2 or bpe:N, N merges learned from the text (default: char)")
+    parser.add_argument("--input", metavar="FILE", help="UTF-8 text to use; without it, tiny Shakespeare is downloaded")
+    prepare(**vars(parser.parse_args()))

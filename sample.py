@@ -1,0 +1,87 @@
+"""Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:" """
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from lrt import GPT, GPTConfig
+from prepare_data import Codec, fail
+
+
+def find_device(name=""):
+    """The device of that name, or the best one here: cuda, mps, cpu."""
+    if not name:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        fail(f"--device={name} cannot be used here: {str(e).splitlines()[0]}")
+
+
+def load_checkpoint(path, device):
+    """(model, codec, checkpoint) from a file that train.py wrote. Runs no code from it: weights_only."""
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        model = GPT(GPTConfig(**checkpoint["config"]))
+        weights = {name.removeprefix("module.").removeprefix("_orig_mod."): w for name, w in checkpoint["model"].items()}
+        model.load_state_dict(weights)
+        return model.to(device), Codec(checkpoint["meta"]["codec"]), checkpoint
+    except FileNotFoundError:
+        fail(f"no checkpoint {path}; train one first: python train.py --lrt=1")
+    except Exception as e:      # a damaged or hostile file can raise anything at all
+        fail(f"{path} is not a checkpoint of this project, or damaged ({type(e).__name__}: {str(e).splitlines()[0]:.150})")
+
+
+def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k, generator):
+    """Print num_samples continuations of the prompt's tokens, decoded together: the first as it comes, the others
+    after it. Returns how many tokens each second brought."""
+    idx = torch.tensor([prompt] * num_samples, device=model.embed.weight.device)
+    decoders = [codec.decoder() for _ in range(num_samples)]
+    texts = ["".join(map(decode, prompt)) for decode in decoders]
+    print(texts[0], end="", flush=True)
+    start = time.perf_counter()
+    for token in model.generate(idx, max_new_tokens, temperature, top_k, generator):
+        pieces = [decode(t) for decode, t in zip(decoders, token.tolist())]
+        texts = [text + piece for text, piece in zip(texts, pieces)]
+        print(pieces[0], end="", flush=True)
+    seconds = time.perf_counter() - start
+    print()
+    for text in texts[1:]:
+        print("---------------")
+        print(text)
+    return num_samples * max_new_tokens / seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out_dir", default="out", help="folder with best.pt or last.pt (default: out)")
+    parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line break)")
+    parser.add_argument("--num_samples", type=int, default=1, help="how many texts, decoded together (default: 1)")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="length of each (default: 500)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
+    parser.add_argument("--top_k", type=int, default=200, help="only from the k likeliest tokens (default: 200)")
+    parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
+    parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
+    args = parser.parse_args()
+    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 1)):
+        if not getattr(args, name) >= least:
+            fail(f"--{name}={getattr(args, name)}: must be at least {least}")
+    device = find_device(args.device)
+    path = Path(args.out_dir) / "best.pt"
+    model, codec, checkpoint = load_checkpoint(path if path.exists() else path.with_name("last.pt"), device)
+    try:
+        prompt = codec.encode(args.prompt)
+    except ValueError as e:
+        fail(f"--prompt: {e}")
+    if not prompt:
+        fail("--prompt is empty; give at least one character")
+    generator = torch.Generator(device).manual_seed(args.seed)
+    speed = stream(model.eval(), codec, prompt, args.num_samples, args.max_new_tokens, args.temperature, args.top_k, generator)
+    print(f"{speed:,.0f} tokens per second", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
