@@ -9,6 +9,7 @@ The first 90% of the characters are for training, the rest for validation, as in
 import argparse
 import base64
 import codecs
+import difflib
 import hashlib
 import json
 import os
@@ -39,6 +40,17 @@ def fail(message):
     """One line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with every mistake reported by fail(), and the nearest flag's name for one that does not exist."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message):
+        near = difflib.get_close_matches(message.split(": ")[-1].split("=")[0], self._option_string_actions, n=1)
+        fail(f"{message} (did you mean {near[0]}?)" if "unrecognized" in message and near else f"{message}; -h lists all flags")
 
 
 def write_atomic(path, write):
@@ -245,9 +257,13 @@ def load(dataset, data_dir="data"):
     return meta, codec, tokens
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def main(argv=None):
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", default="shakespeare", help="name of the folder in data/ (default: shakespeare)")
     parser.add_argument("--tokenizer", default="char", help="char, gpt2 or bpe:N, N merges learned from the text (default: char)")
     parser.add_argument("--input", metavar="FILE", help="UTF-8 text to use; without it, tiny Shakespeare is downloaded")
-    prepare(**vars(parser.parse_args()))
+    prepare(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

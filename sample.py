@@ -1,14 +1,12 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:" """
-import argparse
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import Codec, fail
+from prepare_data import Codec, Parser, fail
 
 
 def find_device(name=""):
@@ -55,8 +53,8 @@ def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k
     return num_samples * max_new_tokens / seconds
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def main(argv=None):
+    parser = Parser(__doc__)
     parser.add_argument("--out_dir", default="out", help="folder with best.pt or last.pt (default: out)")
     parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line break)")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, decoded together (default: 1)")
@@ -65,7 +63,7 @@ def main():
     parser.add_argument("--top_k", type=int, default=200, help="only from the k likeliest tokens (default: 200)")
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 1)):
         if not getattr(args, name) >= least:
             fail(f"--{name}={getattr(args, name)}: must be at least {least}")

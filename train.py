@@ -2,7 +2,6 @@
 
 Writes out_dir/last.pt and best.pt (best by exact loss), log.jsonl (a row for each evaluation) and run.json.
 """
-import argparse
 import json
 import math
 import platform
@@ -19,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrt import GPT, GPTConfig
-from prepare_data import Codec, fail, load, prepare, write_atomic
+from prepare_data import Parser, fail, load, prepare, write_atomic
 from sample import find_device, load_checkpoint, stream
 
 
@@ -68,14 +67,13 @@ class Settings:
     compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only, half a minute on a cpu)")
 
 
-def parse_settings():
+def parse_settings(argv):
     """The command line as Settings; every field is a flag."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(__doc__)
     for f in fields(Settings):
         default = f"(default: {f.default})" if f.default != "" and "(default" not in f.metadata["help"] else ""
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, metavar="X", help=f"{f.metadata['help']} {default}")
-    s = Settings(**vars(parser.parse_args()))
+    s = Settings(**vars(parser.parse_args(argv)))
     for name, least in (("batch_size", 1), ("gradient_accumulation_steps", 1), ("max_iters", 0), ("max_flops", 0),
                         ("learning_rate", 0), ("min_lr", 0), ("warmup_iters", 0), ("weight_decay", 0), ("grad_clip", 0),
                         ("seed", 0), ("eval_interval", 1), ("log_interval", 1), ("lrt_subsets", 1), ("lrt_sweeps", 0)):
@@ -206,8 +204,8 @@ def start_or_resume(s):
     return s, None
 
 
-def main():
-    s, checkpoint = start_or_resume(parse_settings())
+def main(argv=None):
+    s, checkpoint = start_or_resume(parse_settings(argv))
     device = find_device(s.device)
     if not (Path("data") / s.dataset / "meta.json").exists():
         prepare(s.dataset)
