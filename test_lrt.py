@@ -1,23 +1,45 @@
-"""The proof that lrt.py is right. Everything is compared in float64, on random weights, none of them at its initial
-value, so that no path is silent. `python -m pytest` runs it all."""
+"""The proof that lrt.py is right, and the autograder.
+
+    python -m pytest                                    everything
+    python test_lrt.py --mutants                        wrong versions of lrt.py, and which tests reject them
+    python test_lrt.py --handout > student.py           lrt.py with the bodies of the exercises taken out
+    LRT_IMPL=student python -m pytest -k task3          grade an exercise; it needs only the ones before it
+
+The model is compared in float64, on random weights that are all away from their initial values, so that no path is
+silent: with definitions that are too simple to be wrong, and with a second implementation, in numpy.
+"""
+import ast
+import importlib
+import inspect
 import json
 import math
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import prepare_data
 import sample
 import train
-from lrt import GPT, GPTConfig, shift_right
 
+lrt = importlib.import_module(os.environ.get("LRT_IMPL", "lrt"))
 HERE = Path(__file__).parent
-TIGHT = dict(rtol=0, atol=1e-10)
+
+EXERCISES = [       # (function, what to write); in the order in which they build on each other
+    ("shift_right", "the recurrence: the memory of each position is the state of the one before it"),
+    ("Block.qkv", "queries, keys and values, with the memory let in through the gates"),
+    ("GPT.forward_sequential", "the definition: one position after the other"),
+    ("GPT.step", "one token, with the cache"),
+    ("GPT.refine", "one subset pass over the buffer"),
+    ("GPT.forward", "the dial: first pass, sweeps, loss"),
+    ("GPT.prefill", "a prompt in parallel, exactly"),
+]
 
 # Sizes that are small and odd. Every identity is tested on each of them.
 CONFIGS = {
@@ -34,7 +56,7 @@ def random_model(seed=0, scale=0.3, **changes):
     """A float64 model, every weight of it away from its initial value."""
     torch.manual_seed(seed)
     config = dict(block_size=13, vocab_size=11, n_layer=3, n_head=2, n_embd=16, lrt=True)
-    model = GPT(GPTConfig(**{**config, **changes})).double().eval()
+    model = lrt.GPT(lrt.GPTConfig(**{**config, **changes})).double().eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * scale)
@@ -49,8 +71,16 @@ def gradients(loss, model):
     return torch.autograd.grad(loss, list(model.parameters()))
 
 
-def close(a, b, **tolerance):
-    torch.testing.assert_close(a, b, **{**TIGHT, **tolerance})
+def close(mine, expected, atol=1e-10):
+    """Fails, naming the first value that differs, unless both are alike."""
+    expected = torch.as_tensor(expected)
+    assert mine.shape == expected.shape, f"shape is {tuple(mine.shape)}, expected {tuple(expected.shape)}"
+    wrong = ~((mine - expected).abs() <= atol)
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        pytest.fail(f"first wrong value at {list(where)} of {list(mine.shape)}: {mine[where].item():.12g}, expected "
+                    f"{expected[where].item():.12g}; {int(wrong.sum())} of {wrong.numel()} are wrong, by up to "
+                    f"{(mine - expected).abs().max().item():.3g}")
 
 
 # ---- A second implementation, as naive as can be: one sequence, one position at a time, nothing shared ----------
@@ -106,208 +136,132 @@ def naive_lrt(model, idx):
     return np.array(all_logits), np.array(states)
 
 
+# ---- Exercise 1: the recurrence ------------------------------------------------------------------------------------
+
+def test_task1_shift_right():
+    h = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    close(lrt.shift_right(h), torch.cat([torch.zeros(2, 1, 3), h[:, :-1]], 1))
+    close(lrt.shift_right(h, h[:, 4]), torch.stack([h[:, t] for t in (4, 0, 1, 2, 3)], 1))
+    close(lrt.shift_right(h[:, :1]), torch.zeros(2, 1, 3))
+    grad = torch.autograd.grad(lrt.shift_right(h).sum(), h)[0]
+    close(grad, torch.tensor([1.0, 1, 1, 1, 0])[None, :, None].expand(2, 5, 3))
+
+
+# ---- Exercise 2: the memory in keys and values -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("has_lrt, has_memory", [(False, False), (True, False), (True, True)])
+def test_task2_keys_and_values_with_memory(has_lrt, has_memory):
+    """Against the equations, a head and a position at a time."""
+    model = random_model(lrt=has_lrt)
+    block, H, D = model.blocks[0], 2, 8
+    y, u, rope = torch.randn(2, 5, 16).double(), torch.randn(2, 5, 32).double(), model.rope(3, 5)
+    q, k, v = block.qkv(y, rope, u if has_memory else None)
+    for b in range(2):
+        for t in range(5):
+            gate = 2 / (1 + torch.exp(-block.w_g.weight @ y[b, t])) if has_lrt else torch.ones(4)
+            for h in range(H):
+                head = slice(h * D, h * D + D)
+                k_m, v_m = (u[b, t][head], u[b, t][16:][head]) if has_memory else (0, 0)
+                query = (block.w_q.weight @ y[b, t])[head]
+                key = gate[h] * (block.w_k.weight @ y[b, t])[head] + gate[H + h] * k_m
+                turn = lambda x: lrt.norm(lrt.rotate(x[None], rope[:, t:t + 1]))[0]
+                close(q[b, h, t], turn(query))
+                close(k[b, h, t], turn(key))
+                close(v[b, h, t], gate[h] * (block.w_v.weight @ y[b, t])[head] + gate[H + h] * v_m)
+
+
+# ---- Exercise 3: the definition ------------------------------------------------------------------------------------------
+
 @every_config
-def test_definition_is_the_equations(name):
+def test_task3_definition_is_the_equations(name):
     model = random_model(**CONFIGS[name])
-    idx = tokens(model, 2, 13)
-    logits, _ = model.forward_sequential(idx)
-    for row in range(2):
-        close(logits[row], torch.from_numpy(naive_lrt(model, idx[row].tolist())[0]))
-
-
-# ---- The dial ----------------------------------------------------------------------------------------------------
-
-@every_config
-@pytest.mark.parametrize("B, T", [(2, 13), (1, 8), (3, 1)])
-def test_step_loop_is_definition_is_dial_at_S_equals_T(name, B, T):
-    model = random_model(**CONFIGS[name])
-    idx, targets = tokens(model, B, T), tokens(model, B, T, seed=2)
+    idx, targets = tokens(model, 2, 13), tokens(model, 2, 13, seed=2)
     logits, loss = model.forward_sequential(idx, targets)
-    dial_logits, dial_loss = model(idx, targets, subsets=T, sweeps=1, loss_weights=(0, 1))
-    close(dial_logits, logits)
-    close(dial_loss, loss)
-    for mine, theirs in zip(gradients(dial_loss, model), gradients(loss, model)):
-        close(mine, theirs)
+    for row in range(2):
+        close(logits[row], naive_lrt(model, idx[row].tolist())[0])
+    close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    assert model.forward_sequential(idx)[1] is None
+
+
+def test_task3_definition_is_differentiable_through_time():
+    """The first token's embedding gets a gradient from the last logits even where attention is blind to it."""
+    model = random_model(n_layer=1, n_head=1, n_embd=6)
+    with torch.no_grad():
+        model.blocks[0].w_o.weight.zero_()                  # attention adds nothing: what is left is the memory
+    idx = torch.arange(6)[None]
+    grad = torch.autograd.grad(model.forward_sequential(idx)[0][0, 5].square().sum(), model.embed.weight)[0].abs().sum(1)
+    assert (grad[:6] > 0).all() and (grad[6:] == 0).all()
+
+
+def test_task3_plain_model():
+    model = random_model(lrt=False)
+    idx = tokens(model, 2, 13)
+    mask = torch.ones(13, 13, dtype=torch.bool).tril()
+    h, state = model.layers(model.embedding(idx), model.rope(0, 13), lambda i, q, k, v: lrt.attention(q, k, v, attn_mask=mask))
+    assert state is None
+    close(model.forward_sequential(idx)[0], model.logits(h))
+
+
+# ---- Exercise 4: one token -----------------------------------------------------------------------------------------------
+
+@every_config
+@pytest.mark.parametrize("B, T", [(2, 13), (1, 7), (3, 1)])
+def test_task4_steps_are_the_definition(name, B, T):
+    """At every length from 1; and the latent is the state of the equations."""
+    model = random_model(**CONFIGS[name])
+    idx = tokens(model, B, T)
+    logits, _ = model.forward_sequential(idx)
+    states = [naive_lrt(model, row)[1] for row in idx.tolist()]
     cache = model.init_cache(B)
     for t in range(T):
         close(model.step(idx[:, t], cache), logits[:, t])
-        states = torch.from_numpy(np.array([naive_lrt(model, row.tolist())[1][t] for row in idx])) if t in (0, T - 1) else None
-        if states is not None:
-            close(cache.latent, states)
-    assert cache.pos == T
+        close(cache.latent, np.stack([s[t] for s in states]))
+        assert cache.pos == t + 1
 
-
-@every_config
-@pytest.mark.parametrize("T", [13, 12])
-def test_exact_prefix_is_as_long_as_predicted_and_no_longer(name, T):
-    model = random_model(**CONFIGS[name])
-    idx = tokens(model, 2, T)
-    exact, _ = model.forward_sequential(idx)
-    for S in (1, 2, 3, 4, 5, 7, T):
-        for K in range(4):
-            logits, _ = model(idx, subsets=S, sweeps=K)
-            wrong = ((logits - exact).abs().amax((0, 2)) > 1e-8).tolist()
-            prefix = wrong.index(True) if True in wrong else T
-            assert prefix == min(T, max(K + 1, S * K)), f"S = {S}, K = {K}: {prefix} exact positions"
-
-
-@pytest.mark.parametrize("S, K", [(1, 0), (1, 2), (2, 1), (3, 2), (5, 1)])
-def test_loss_is_one_mean_for_each_pass(S, K):
-    """The default loss, put together from logits that the model gives after each sweep and each subset."""
-    model = random_model()
-    T = 13
-    idx, targets = tokens(model, 2, T), tokens(model, 2, T, seed=2)
-    nll = lambda k: torch.nn.functional.cross_entropy(model(idx, subsets=S, sweeps=k)[0].transpose(1, 2), targets, reduction="none")
-    terms = [nll(0).mean()] + [nll(k)[:, s::S].mean() for k in range(1, K + 1) for s in range(S)]
-    assert len(terms) == 1 + S * K
-    close(model(idx, targets, subsets=S, sweeps=K)[1], torch.stack(terms).mean())
-    weights = [0.3, 0.0, 1.5][:K + 1]
-    close(model(idx, targets, subsets=S, sweeps=K, loss_weights=weights)[1],
-          torch.stack([w * nll(k).mean() for k, w in enumerate(weights)]).sum())
-
-
-def test_targets_of_minus_one_do_not_count():
-    model = random_model()
-    idx, targets = tokens(model, 2, 12), tokens(model, 2, 12, seed=2)
-    targets[:, 5:] = -1
-    close(model.forward_sequential(idx, targets)[1], model.forward_sequential(idx[:, :5], targets[:, :5])[1])
-    close(model(idx, targets, subsets=12, loss_weights=(0, 1))[1], model.forward_sequential(idx, targets)[1])
-
-
-@pytest.mark.parametrize("lrt", [False, True])
-def test_causality(lrt):
-    """No position sees a later one: not in its logits, not through a gradient. And LRT sees all earlier ones."""
-    model = random_model(lrt=lrt)
-    idx = tokens(model, 2, 12)
-    runs = [lambda i: model.forward_sequential(i)[0]] + [lambda i, S=S, K=K: model(i, subsets=S, sweeps=K)[0] for S, K in ((1, 1), (2, 1), (3, 2), (5, 1))]
-    for run in runs:
-        before = run(idx)
-        for t in (0, 5, 11):
-            changed = idx.clone()
-            changed[:, t] = (changed[:, t] + 1) % 11
-            difference = (run(changed) - before).abs().amax((0, 2))
-            assert difference[:t].max() == 0 if t else True
-            assert (difference[t:] > 1e-9).all()
-    embedding = model.embed.weight
-    used = torch.arange(11).expand(1, 11)                  # token t at position t alone, so its row is that position
-    for S, K in ((2, 1), (3, 2)):
-        logits, _ = model(used, subsets=S, sweeps=K)
-        for t in range(11):
-            grad = torch.autograd.grad(logits[0, t].sum(), embedding, retain_graph=True)[0].abs().sum(1)
-            assert (grad[:t + 1] > 0).all() and (grad[t + 1:] == 0).all()
-
-
-def test_plain_is_lrt_without_memory_and_without_gates():
-    plain, model = random_model(lrt=False), random_model()
-    names = {name for name, _ in plain.named_parameters()}
-    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
-    lrt_names = {name for name, _ in model.named_parameters()} - names
-    assert {name.split(".")[-2 if "." in name else 0] for name in lrt_names} <= {"gamma", "w_g", "0"}
-    with torch.no_grad():
-        model.gamma.zero_()
-        for p in (*model.u_k.parameters(), *model.u_v.parameters(), *(b.w_g.weight for b in model.blocks)):
-            p.zero_()                                       # gates 2 σ(0) = 1, and nothing for g_mem to let in
-    idx, targets = tokens(model, 2, 13), tokens(model, 2, 13, seed=2)
-    logits, loss = plain(idx, targets)
-    close(plain.forward_sequential(idx)[0], logits)
-    close(model.forward_sequential(idx)[0], logits)
-    for S, K in ((1, 1), (2, 1), (3, 2), (13, 1)):
-        close(model(idx, targets, subsets=S, sweeps=K)[0], logits)
-    close(model(idx, targets, subsets=2, loss_weights=(0.5, 0.5))[1], loss)
-
-
-@pytest.mark.parametrize("proj", ["shared", "layerwise"])
-def test_parameter_counts(proj):
-    C, L, H, V = 16, 3, 2, 11
-    plain = 2 * V * C + L * (12 * C * C) + 2 * L
-    assert sum(p.numel() for p in random_model(lrt=False).parameters()) == plain
-    lrt = L + L * 2 * H * C + 2 * C * C * (L if proj == "layerwise" else 1)
-    assert sum(p.numel() for p in random_model(memory_proj=proj).parameters()) == plain + lrt
-
-
-def test_flops_depend_on_sweeps_alone():
-    """(1 + K) passes whatever S is. A sweep is a pass and the memory's projections, 2C² of 12 L C² in a model of L layers."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-    model = random_model(n_layer=8, block_size=24)
-    def count(S, K):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            model(tokens(model, 2, 24), subsets=S, sweeps=K)
-        return counter.get_total_flops()
-    head = 2 * 2 * 24 * 16 * 11
-    first = count(1, 0) - head
-    for S in (1, 2, 3, 8, 24):
-        for K in (1, 2, 3):
-            assert abs((count(S, K) - head) / first - (1 + K)) < 0.03 * (1 + K), (S, K)
-
-
-# ---- Inference ---------------------------------------------------------------------------------------------------
 
 def windowed_reference(model, idx):
-    """Logits of every position when attention sees the last block_size positions and the memory goes on: the token
-    loop with all keys kept and an explicit window."""
-    from lrt import attention
+    """Logits when attention sees the last block_size positions and the memory goes on: the token loop, with all keys
+    kept and an explicit window."""
     W, x0, rope = model.config.block_size, model.embedding(idx), model.rope(0, idx.size(1))
     keys, values = ([[] for _ in model.blocks] for _ in range(2))
     def attend(i, q, k, v):
         keys[i].append(k)
         values[i].append(v)
-        return attention(q, torch.cat(keys[i][-W:], 2), torch.cat(values[i][-W:], 2))
+        return lrt.attention(q, torch.cat(keys[i][-W:], 2), torch.cat(values[i][-W:], 2))
     out, m = [], torch.zeros_like(x0[:, :1]) if model.config.lrt else None
-    for t in range(idx.size(1)):
-        h, m = model.layers(x0[:, t:t + 1], rope[:, t:t + 1], attend, m)
-        out.append(model.logits(h[:, 0]))
-    return torch.stack(out, 1).detach()
+    with torch.no_grad():
+        for t in range(idx.size(1)):
+            h, m = model.layers(x0[:, t:t + 1], rope[:, t:t + 1], attend, m)
+            out.append(model.logits(h[:, 0]))
+    return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("lrt", [False, True])
-def test_steps_slide_over_the_last_block(lrt):
-    model = random_model(lrt=lrt)
+@pytest.mark.parametrize("has_lrt", [False, True])
+def test_task4_steps_slide_over_the_last_block(has_lrt):
+    model = random_model(lrt=has_lrt)
     idx = tokens(model, 2, 45)
     cache, expected = model.init_cache(2), windowed_reference(model, idx)
     for t in range(45):
         close(model.step(idx[:, t], cache), expected[:, t])
+    assert cache.k.shape == model.init_cache(2).k.shape and cache.pos == 45
 
 
-@every_config
-@pytest.mark.parametrize("cuts", [[1], [13], [45], [1, 1, 43], [5, 8, 1, 20, 11], [13, 13, 13, 6], [44, 1]])
-def test_prefill_in_pieces_is_stepping(name, cuts):
-    """For random weights, which need not contract: exact when it has used up its sweeps."""
-    model = random_model(**CONFIGS[name])
-    idx = tokens(model, 2, 45)
-    expected = windowed_reference(model, idx)
-    for S in (1, 4, 100):
-        cache, end = model.init_cache(2), 0
-        for cut in cuts:
-            logits = model.prefill(idx[:, end:end + cut], cache, subsets=S, tol=0.0)
-            end += cut
-            close(logits, expected[:, end - 1])
-            assert cache.sweeps <= math.ceil(cut / min(S, cut)) and cache.pos == end
-        for t in range(end, 45):                            # and the cache goes on as if all had been steps
-            close(model.step(idx[:, t], cache), expected[:, t])
-
-
-def test_prefill_stops_at_its_tolerance():
-    model = random_model(scale=0.05)
-    idx = tokens(model, 2, 13)
-    for tol in (1e-1, 1e-4, 1e-8):
-        cache, exact = model.init_cache(2), model.init_cache(2)
-        logits = model.prefill(idx, cache, subsets=1, tol=tol)
-        expected = model.prefill(idx, exact, subsets=13)
-        assert cache.residual <= tol or cache.sweeps == 12
-        close(logits, expected, atol=30 * tol)
-
-
-def test_generation_uses_the_memory():
-    """Greedy text is the definition's, and is another one when the latent is dropped, stale, doubled or shifted."""
+def test_task4_sequences_do_not_see_each_other():
+    """Not those of a batch, and not those decoded before."""
     model = random_model()
-    prompt = tokens(model, 2, 3)
-    text = torch.stack(list(model.generate(prompt, 10, temperature=0)), 1)
-    idx = prompt
-    for _ in range(10):
-        idx = torch.cat([idx, model.forward_sequential(idx)[0][:, -1].argmax(-1)[:, None]], 1)
-    assert torch.equal(text, idx[:, 3:])
-    idx = idx.expand(2, -1)
+    idx, order = tokens(model, 4, 12), torch.tensor([2, 0, 3, 1])
+    def decode(idx):
+        cache = model.init_cache(4)
+        return torch.stack([model.step(idx[:, t], cache) for t in range(12)], 1)
+    first = decode(idx)
+    close(decode(idx[order]), first[order])
+    close(decode(idx), first)
+
+
+def test_task4_every_latent_counts():
+    """The next logits change when the latent is dropped, stale, doubled or another sequence's."""
+    model = random_model()
+    idx = tokens(model, 2, 6)
     expected, _ = model.forward_sequential(idx)
     for spoil in (lambda new, old: new * 0, lambda new, old: old, lambda new, old: new * 2, lambda new, old: new.roll(1, 0)):
         cache = model.init_cache(2)
@@ -318,7 +272,236 @@ def test_generation_uses_the_memory():
         assert (logits - expected[:, 5]).abs().max() > 1e-3
 
 
-def test_generate_options():
+# ---- Exercise 5: one subset pass -----------------------------------------------------------------------------------------
+
+@every_config
+def test_task5_refining_all_positions_in_turn_is_the_definition(name):
+    model = random_model(**CONFIGS[name])
+    idx = tokens(model, 2, 9)
+    expected = [naive_lrt(model, row) for row in idx.tolist()]
+    buffer = model.fill(idx, 9)
+    for s in range(9):
+        model.refine(buffer, s)
+        close(model.logits(buffer.h[s][:, 0]), np.stack([logits[s] for logits, _ in expected]))
+        close(buffer.state[s][:, 0], np.stack([states[s] for _, states in expected]))
+
+
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_task5_one_subset_pass(S):
+    """Only that subset changes, and it is what the layers give for it, position by position, from the latest buffer."""
+    model = random_model()
+    idx = tokens(model, 2, 12)
+    buffer = model.fill(idx, S)
+    for s in list(range(S)) + [0]:
+        old = {name: [x.clone() for x in getattr(buffer, name)] for name in ("h", "state")}
+        k = [[x.clone() for x in parts] for parts in buffer.k]
+        v = [[x.clone() for x in parts] for parts in buffer.v]
+        state = lrt.merge(buffer.state, 1)
+        model.refine(buffer, s)
+        for r in range(S):
+            if r != s:
+                close(buffer.h[r], old["h"][r])
+                close(buffer.state[r], old["state"][r])
+        for t in range(s, 12, S):                           # the keys before t: the latest, and from this pass its own
+            def attend(i, q, *_):
+                keys = [buffer.k[i][p % S][:, :, p // S] for p in range(t + 1)]
+                values = [buffer.v[i][p % S][:, :, p // S] for p in range(t + 1)]
+                return lrt.attention(q, torch.stack(keys, 2), torch.stack(values, 2))
+            m = state[:, t - 1:t] if t else torch.zeros(2, 1, 16).double()
+            h, new = model.layers(model.embedding(idx[:, t:t + 1]), model.rope(t, 1), attend, m)
+            close(buffer.h[s][:, t // S], h[:, 0])
+            close(buffer.state[s][:, t // S], new[:, 0])
+        assert all(not torch.equal(buffer.k[i][s], k[i][s]) and not torch.equal(buffer.v[i][s], v[i][s]) for i in range(3)) or s == 0
+
+
+# ---- Exercise 6: the dial ------------------------------------------------------------------------------------------------
+
+@every_config
+@pytest.mark.parametrize("B, T", [(2, 13), (1, 8), (3, 1)])
+def test_task6_dial_at_S_equals_T_is_the_definition(name, B, T):
+    """Logits, loss and every gradient."""
+    model = random_model(**CONFIGS[name])
+    idx, targets = tokens(model, B, T), tokens(model, B, T, seed=2)
+    logits, loss = model.forward_sequential(idx, targets)
+    dial_logits, dial_loss = model(idx, targets, subsets=T, sweeps=1, loss_weights=(0, 1))
+    close(dial_logits, logits)
+    close(dial_loss, loss)
+    for mine, expected in zip(gradients(dial_loss, model), gradients(loss, model)):
+        close(mine, expected)
+
+
+@every_config
+@pytest.mark.parametrize("T", [13, 12])
+def test_task6_exact_prefix_is_as_long_as_predicted_and_no_longer(name, T):
+    model = random_model(**CONFIGS[name])
+    idx = tokens(model, 2, T)
+    exact, _ = model.forward_sequential(idx)
+    for S in (1, 2, 3, 5, 7, T):
+        for K in range(4):
+            logits, _ = model(idx, subsets=S, sweeps=K)
+            wrong = ((logits - exact).abs().amax((0, 2)) > 1e-8).tolist()
+            prefix = wrong.index(True) if True in wrong else T
+            assert prefix == min(T, max(K + 1, S * K)), f"S = {S}, K = {K}: {prefix} exact positions"
+
+
+@pytest.mark.parametrize("S, K", [(1, 0), (1, 2), (2, 1), (3, 2), (5, 1)])
+def test_task6_loss_is_one_mean_for_each_pass(S, K):
+    """The default loss, put together from the logits after each sweep; and the weighted one."""
+    model = random_model()
+    idx, targets = tokens(model, 2, 13), tokens(model, 2, 13, seed=2)
+    nll = lambda k: F.cross_entropy(model(idx, subsets=S, sweeps=k)[0].transpose(1, 2), targets, reduction="none")
+    terms = [nll(0).mean()] + [nll(k)[:, s::S].mean() for k in range(1, K + 1) for s in range(S)]
+    assert len(terms) == 1 + S * K
+    close(model(idx, targets, subsets=S, sweeps=K)[1], torch.stack(terms).mean())
+    weights = [0.3, 0.0, 1.5][:K + 1]
+    close(model(idx, targets, subsets=S, sweeps=K, loss_weights=weights)[1],
+          torch.stack([w * nll(k).mean() for k, w in enumerate(weights)]).sum())
+
+
+def test_task6_targets_of_minus_one_do_not_count():
+    model = random_model()
+    idx, targets = tokens(model, 2, 12), tokens(model, 2, 12, seed=2)
+    targets[:, 5:] = -1
+    close(model.forward_sequential(idx, targets)[1], model.forward_sequential(idx[:, :5], targets[:, :5])[1])
+    close(model(idx, targets, subsets=12, loss_weights=(0, 1))[1], model.forward_sequential(idx, targets)[1])
+
+
+def test_task6_gradients_go_through_every_pass():
+    """With the loss on the last sweep alone: against finite differences, along a random direction."""
+    model = random_model()
+    idx, targets = tokens(model, 2, 12), tokens(model, 2, 12, seed=2)
+    loss = lambda: model(idx, targets, subsets=3, sweeps=2, loss_weights=(0, 0, 1))[1]
+    torch.manual_seed(3)
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    slope = sum((g * d).sum() for g, d in zip(gradients(loss(), model), direction))
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(model.parameters(), direction):
+                p.add_(d, alpha=sign * 1e-5)
+            ends.append(loss())
+            for p, d in zip(model.parameters(), direction):
+                p.sub_(d, alpha=sign * 1e-5)
+    close((ends[0] - ends[1]) / 2e-5, slope.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("has_lrt", [False, True])
+def test_task6_causality(has_lrt):
+    """No position sees a later one: not in its logits, not through a gradient. And it sees all earlier ones."""
+    model = random_model(lrt=has_lrt)
+    idx = tokens(model, 2, 12)
+    for S, K in ((1, 1), (2, 1), (3, 2), (5, 1), (12, 1)):
+        run = lambda i: model(i, subsets=S, sweeps=K)[0]
+        before = run(idx)
+        for t in (0, 5, 11):
+            changed = idx.clone()
+            changed[:, t] = (changed[:, t] + 1) % 11
+            difference = (run(changed) - before).abs().amax((0, 2))
+            assert (difference[:t] == 0).all(), f"S = {S}, K = {K}: position {difference.nonzero()[0].item()} sees {t}"
+            assert (difference[t:] > 1e-9).all()
+        logits = run(torch.arange(11)[None])               # token t at position t alone, so its embedding is that position
+        for t in range(11):
+            grad = torch.autograd.grad(logits[0, t].sum(), model.embed.weight, retain_graph=True)[0].abs().sum(1)
+            assert (grad[:t + 1] > 0).all() and (grad[t + 1:] == 0).all()
+
+
+def test_task6_plain_is_lrt_without_memory_and_without_gates():
+    plain, model = random_model(lrt=False), random_model()
+    extra = {name for name, _ in model.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert extra == {"gamma", "u_k.0.weight", "u_v.0.weight"} | {f"blocks.{i}.w_g.weight" for i in range(3)}
+    model.load_state_dict({**model.state_dict(), **plain.state_dict()})
+    with torch.no_grad():
+        for name in extra:
+            model.get_parameter(name).zero_()               # gates 2 σ(0) = 1, and nothing for g_mem to let in
+    idx, targets = tokens(model, 2, 13), tokens(model, 2, 13, seed=2)
+    logits, loss = plain(idx, targets)
+    close(plain.forward_sequential(idx)[0], logits)
+    close(model.forward_sequential(idx)[0], logits)
+    for S, K in ((1, 1), (2, 1), (3, 2), (13, 1)):
+        close(model(idx, subsets=S, sweeps=K)[0], logits)
+        close(plain(idx, targets, subsets=S, sweeps=K)[1], loss)
+    close(model(idx, targets, subsets=2, loss_weights=(0.5, 0.5))[1], loss)
+
+
+def test_task6_flops_depend_on_sweeps_alone():
+    """(1 + K) passes whatever S is. (A sweep is a pass and the projections of the memory, 2C² of 12 L C².)"""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    model = random_model(n_layer=8, block_size=24, vocab_size=2)
+    def count(S, K):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(tokens(model, 2, 24), subsets=S, sweeps=K)
+        return counter.get_total_flops()
+    for S in (1, 2, 3, 8, 24):
+        for K in (1, 2, 3):
+            assert count(S, K) / count(1, 0) == pytest.approx(1 + K, rel=0.03), (S, K)
+
+
+def test_task6_batch_order_does_not_matter():
+    model = random_model()
+    idx, order = tokens(model, 4, 12), torch.tensor([2, 0, 3, 1])
+    close(model(idx[order], subsets=3)[0], model(idx, subsets=3)[0][order])
+    close(model.forward_sequential(idx[order])[0], model.forward_sequential(idx)[0][order])
+
+
+def test_task6_impossible_dials_are_named():
+    model = random_model()
+    for wrong in (dict(subsets=0), dict(sweeps=-1), dict(loss_weights=(1,)), dict(loss_weights=(0, 0))):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model(tokens(model, 1, 5), tokens(model, 1, 5), **wrong)
+
+
+# ---- Exercise 7: a prompt in parallel ------------------------------------------------------------------------------------
+
+@every_config
+@pytest.mark.parametrize("cuts", [[45], [1, 1, 43], [5, 8, 1, 20, 11], [13, 13, 13, 6]])
+def test_task7_prefill_in_pieces_is_stepping(name, cuts):
+    """For random weights, which need not contract: exact when it has used up its sweeps."""
+    model = random_model(**CONFIGS[name])
+    idx = tokens(model, 2, 49)
+    expected = windowed_reference(model, idx)
+    for S in (1, 4, 100):
+        cache, end = model.init_cache(2), 0
+        for cut in cuts:
+            logits = model.prefill(idx[:, end:end + cut], cache, subsets=S, tol=0.0)
+            end += cut
+            close(logits, expected[:, end - 1])
+            assert cache.sweeps <= math.ceil(cut / min(S, cut)) and cache.pos == end
+        for t in range(end, 49):                            # and the cache goes on as if all had been steps
+            close(model.step(idx[:, t], cache), expected[:, t])
+
+
+def test_task7_prefill_stops_at_its_tolerance():
+    model = random_model(scale=0.05, block_size=64)
+    idx = tokens(model, 2, 64)
+    exact = model.prefill(idx, model.init_cache(2), subsets=64)
+    sweeps = []
+    for tol in (1e-1, 1e-3, 1e-6):
+        cache = model.init_cache(2)
+        close(model.prefill(idx, cache, subsets=4, tol=tol), exact, atol=30 * tol)
+        assert cache.residual <= tol
+        sweeps.append(cache.sweeps)
+    assert sweeps == sorted(sweeps) and 1 <= sweeps[0] < sweeps[-1] < 16
+
+
+def test_task7_plain_prefill_needs_no_sweep():
+    model = random_model(lrt=False)
+    idx = tokens(model, 2, 30)
+    cache = model.init_cache(2)
+    close(model.prefill(idx, cache), windowed_reference(model, idx)[:, -1])
+    assert cache.sweeps == 0 and cache.pos == 30
+
+
+def test_task7_greedy_text_is_the_definition():
+    model = random_model()
+    idx = prompt = tokens(model, 2, 3)
+    text = torch.stack(list(model.generate(prompt, 10, temperature=0)), 1)
+    for _ in range(10):
+        idx = torch.cat([idx, model.forward_sequential(idx)[0][:, -1].argmax(-1)[:, None]], 1)
+    assert torch.equal(text, idx[:, 3:]), f"{text.tolist()}, expected {idx[:, 3:].tolist()}"
+
+
+def test_task7_generate_options():
     model = random_model()
     prompt = tokens(model, 3, 4)
     draw = lambda seed, **k: torch.stack(list(model.generate(prompt, 30, generator=torch.Generator().manual_seed(seed), **k)), 1)
@@ -327,18 +510,15 @@ def test_generate_options():
     assert draw(1).shape == (3, 30)
 
 
-def test_batch_order_does_not_matter():
-    model = random_model()
-    idx, order = tokens(model, 4, 12), torch.tensor([2, 0, 3, 1])
-    close(model(idx[order], subsets=3)[0], model(idx, subsets=3)[0][order])
-    close(model.forward_sequential(idx[order])[0], model.forward_sequential(idx)[0][order])
+# ---- Sizes ---------------------------------------------------------------------------------------------------------------
 
-
-def test_shift_right():
-    h = torch.randn(2, 5, 3)
-    m = shift_right(h)
-    assert m.shape == h.shape and (m[:, 0] == 0).all() and torch.equal(m[:, 1:], h[:, :-1])
-    assert torch.equal(shift_right(h, h[:, 4])[:, 0], h[:, 4])
+@pytest.mark.parametrize("proj", ["shared", "layerwise"])
+def test_parameter_counts(proj):
+    C, L, H, V = 16, 3, 2, 11
+    plain = 2 * V * C + L * (12 * C * C) + 2 * L
+    assert sum(p.numel() for p in random_model(lrt=False).parameters()) == plain
+    extra = L + L * 2 * H * C + 2 * C * C * (L if proj == "layerwise" else 1)
+    assert sum(p.numel() for p in random_model(memory_proj=proj).parameters()) == plain + extra
 
 
 @pytest.mark.parametrize("wrong", [dict(n_layer=0), dict(n_embd=10), dict(n_head=3), dict(dropout=1.0), dict(memory_layer=4),
@@ -348,11 +528,142 @@ def test_impossible_configurations_are_named(wrong):
         random_model(**wrong)
 
 
-def test_impossible_dials_are_named():
-    model = random_model()
-    for wrong in (dict(subsets=0), dict(sweeps=-1), dict(loss_weights=(1,)), dict(loss_weights=(0, 0))):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            model(tokens(model, 1, 5), tokens(model, 1, 5), **wrong)
+# ---- Mutants: wrong versions of lrt.py, and that the tests above see it --------------------------------------------------
+
+MUTANTS = [         # (what is wrong, function, its text, the wrong text)
+    ("memory shifted by 0", "shift_right", "torch.cat([first[:, None], h[:, :-1]], dim=1)", "h"),
+    ("memory shifted by 2", "shift_right", "h[:, :-1]", "first[:, None], h[:, :-2]"),
+    ("memory from the wrong layer", "GPT.layers", "i == self.memory_index", "i == 0"),
+    ("memory not normed", "GPT.layers", "norm(state)", "state"),
+    ("memory detached between passes", "GPT.refine", "m = buffer.state[s - 1]", "m = buffer.state[s - 1].detach()"),
+    ("memory detached in the definition", "GPT.forward_sequential", "attend, m)", "attend, None if m is None else m.detach())"),
+    ("memory stale in later subsets", "GPT.refine", "buffer.h[s], buffer.state[s] =", "buffer.h[s], _ ="),
+    ("memory of the next subset", "GPT.refine", "buffer.state[s - 1] if s", "buffer.state[s] if s"),
+    ("keys not written back", "GPT.refine", "buffer.k[i][s], buffer.v[i][s] = k, v", "buffer.v[i][s] = v"),
+    ("values not written back", "GPT.refine", "buffer.k[i][s], buffer.v[i][s] = k, v", "buffer.k[i][s] = k"),
+    ("buffer detached", "GPT.refine", "= k, v", "= k.detach(), v.detach()"),
+    ("positions of the first subset for all", "GPT.refine", "buffer.rope[s]", "buffer.rope[0]"),
+    ("local gate ignored", "Block.qkv", "local * kv", "kv"),
+    ("gates swapped", "Block.qkv", "local, mem =", "mem, local ="),
+    ("memory gate ignored", "Block.qkv", "mem * u", "u"),
+    ("gamma ignored", "GPT.layers", "x + self.gamma[i] * m", "x"),
+    ("U_k and U_v swapped", "GPT.layers", "zip(self.u_k, self.u_v)", "zip(self.u_v, self.u_k)"),
+    ("first pair of U for all layers", "GPT.layers", "u[i % len(u)]", "u[0]"),
+    ("mask lets one later position in", "GPT.fill", ".tril()", ".tril(1)"),
+    ("subset sees itself one place too early", "GPT.fill", "split(mask, S, dim=0)", "split(mask.roll(-1, 0), S, dim=0)"),
+    ("one sweep too few", "GPT.forward", "range(K)", "range(K - 1)"),
+    ("last subset left out", "GPT.forward", "range(S)", "range(max(1, S - 1))"),
+    ("loss averaged over positions, not passes", "GPT.forward", "S if k and not loss_weights else 1", "1"),
+    ("loss weights ignored", "GPT.forward", "loss_weights[k] * each if loss_weights else each", "each"),
+    ("ignored targets counted", "cross_entropy", "targets >= 0", "targets >= -1"),
+    ("rotary position restarts in a step", "GPT.step", "cache.rope[:, slot:slot + 1]", "cache.rope[:, :1]"),
+    ("rotary table of the first lap for ever", "GPT.step", "if slot == 0 or cache.rope is None", "if cache.rope is None"),
+    ("step keeps the old latent", "GPT.step", "cache.latent = state[:, 0]", "pass"),
+    ("step sees a key too many", "GPT.step", "min(cache.pos + 1, W)", "min(cache.pos + 2, W)"),
+    ("new sequence, old cache", "GPT.init_cache", "return Cache(self.config, batch_size, like=self.embed.weight)",
+     "return self.__dict__.setdefault('old', Cache(self.config, batch_size, like=self.embed.weight))"),
+    ("latent dropped after the prompt", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "torch.zeros_like(self.latent)"),
+    ("latent of a padding position", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "merge(buffer.state, dim=1)[:, -1]"),
+    ("prompt starts without the latent", "GPT.refine", "shift_right(buffer.state[-1], buffer.latent)", "shift_right(buffer.state[-1])"),
+    ("window one position too wide", "Cache.past", "< W", "<= W"),
+    ("prefill one sweep too short", "GPT.prefill", "S * sweeps) < T", "S * sweeps + S) < T"),
+    ("prefill looks at the wrong residual", "GPT.prefill", "not residual <= tol", "not residual <= 1000 * tol + 0.01"),
+]
+
+KILLERS = [         # quick tests, with arguments, in the order in which they are tried
+    lambda: test_task1_shift_right(),
+    lambda: test_task2_keys_and_values_with_memory(True, True),
+    *[lambda name=name: test_task3_definition_is_the_equations(name) for name in CONFIGS],
+    lambda: test_task3_definition_is_differentiable_through_time(),
+    lambda: test_task4_steps_are_the_definition("shared", 2, 13),
+    lambda: test_task4_steps_slide_over_the_last_block(True),
+    lambda: test_task4_sequences_do_not_see_each_other(),
+    lambda: test_task5_refining_all_positions_in_turn_is_the_definition("shared"),
+    lambda: test_task5_one_subset_pass(3),
+    lambda: test_task6_causality(True),
+    lambda: test_task6_dial_at_S_equals_T_is_the_definition("shared", 2, 13),
+    lambda: test_task6_exact_prefix_is_as_long_as_predicted_and_no_longer("shared", 13),
+    lambda: test_task6_loss_is_one_mean_for_each_pass(3, 2),
+    lambda: test_task6_targets_of_minus_one_do_not_count(),
+    lambda: test_task6_gradients_go_through_every_pass(),
+    lambda: test_task7_prefill_in_pieces_is_stepping("shared", [5, 8, 1, 20, 11]),
+    lambda: test_task7_prefill_stops_at_its_tolerance(),
+]
+
+
+def with_mutant(function, right, wrong):
+    """lrt with one function's text changed: (object, name, changed function)."""
+    owner = lrt
+    *path, name = function.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+    assert source.count(right) == 1, f"{function} has {source.count(right)} places {right!r}"
+    namespace = {}
+    exec(source.replace(right, wrong), vars(lrt), namespace)
+    return owner, name, namespace[name]
+
+
+def killed_by(monkeypatch, mutant, first_only=True):
+    """Names of the tests that fail with the mutant in place."""
+    killers = []
+    with monkeypatch.context() as patch:
+        patch.setattr(*with_mutant(*mutant[1:]))
+        for test in KILLERS:
+            try:
+                test()
+            except Exception as e:      # pytest.fail's exception is not one: see below
+                killers.append(test.__code__.co_names[0])
+            except pytest.fail.Exception:
+                killers.append(test.__code__.co_names[0])
+            if killers and first_only:
+                break
+    return list(dict.fromkeys(killers))
+
+
+@pytest.mark.skipif(lrt.__name__ != "lrt", reason="mutants are of lrt.py")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mutant_is_rejected(monkeypatch, mutant):
+    assert killed_by(monkeypatch, mutant)
+
+
+# ---- The handout ---------------------------------------------------------------------------------------------------------
+
+def handout():
+    """lrt.py with the bodies of the exercises replaced; signatures and docstrings stay."""
+    source = (HERE / "lrt.py").read_text(encoding="utf-8")
+    lines = source.splitlines()
+    functions = {}
+    for node in ast.parse(source).body:
+        functions[getattr(node, "name", None)] = node
+        for method in node.body if isinstance(node, ast.ClassDef) else []:
+            functions[f"{node.name}.{getattr(method, 'name', None)}"] = method
+    bodies = [(functions[name].body[1:], n, what) for n, (name, what) in enumerate(EXERCISES, 1)]   # body[0]: docstring
+    for body, n, what in sorted(bodies, key=lambda b: -b[0][0].lineno):
+        indent = " " * body[0].col_offset
+        lines[body[0].lineno - 1:body[-1].end_lineno] = [f'{indent}raise NotImplementedError("task {n}: {what}")']
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.skipif(lrt.__name__ != "lrt", reason="made from lrt.py")
+def test_handout_leaves_out_just_the_exercises():
+    original, blanked = (HERE / "lrt.py").read_text(encoding="utf-8"), handout()
+    assert blanked.count("raise NotImplementedError") == len(EXERCISES) >= 5
+    for n, (name, _) in enumerate(EXERCISES, 1):
+        assert any(f.startswith(f"test_task{n}_") for f in globals())
+        code = compile(blanked, "student.py", "exec")
+    assert set(blanked.splitlines()) - set(original.splitlines()) == {l for l in blanked.splitlines() if "NotImplementedError" in l}
+    student = type(lrt)("student")
+    sys.modules["student"] = student
+    exec(code, vars(student))
+    for n, (name, _) in enumerate(EXERCISES, 1):
+        owner = student
+        for part in name.split("."):
+            owner = getattr(owner, part)
+        assert owner.__doc__
+        with pytest.raises(NotImplementedError, match=f"task {n}"):
+            inspect.unwrap(owner)(*[None] * sum(p.default is p.empty for p in inspect.signature(owner).parameters.values()))
+    del sys.modules["student"]
 
 
 # ---- Data --------------------------------------------------------------------------------------------------------
@@ -583,3 +894,16 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(here, capsys):
         assert status == 2, (args, status, err)
         assert err.startswith("error: ") and err.count("\n") == 1 and named in err, (args, err)
         assert files() == before, args
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--handout"]:
+        print(handout(), end="")
+    elif sys.argv[1:] == ["--mutants"]:
+        for mutant in MUTANTS:
+            killers = killed_by(pytest.MonkeyPatch(), mutant, first_only=False)
+            print(f"{'rejected' if killers else 'SURVIVED'}  {mutant[0]}: {mutant[1]}: {mutant[2]}  ->  {mutant[3]}")
+            for name in killers:
+                print(f"              {name}")
+    else:
+        sys.exit(__doc__)
