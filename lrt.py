@@ -70,21 +70,23 @@ def norm(x):
 
 
 def rotary_table(start, length, head_dim, like):
-    """Angles of rotary positions (RoPE, arXiv:2104.09864), base 10,000, in the dtype and device of `like`.
+    """Rotary positions (RoPE, arXiv:2104.09864), base 10,000, in the dtype and on the device of `like`.
 
-    Returns cos and sin, stacked (2, T, D/2), of t / 10000^(2j/D) for t = start .. start + length - 1, j = 0 .. D/2 - 1."""
+    For t = start .. start + length - 1 the angles t / 10000^(2j/D), j = 0 .. D/2 - 1, as two factors stacked
+    (2, T, D): cos, cos for the two halves of a head, and sin, -sin."""
     t = torch.arange(start, start + length, device=like.device, dtype=like.dtype)
     frequency = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=like.dtype) / head_dim)
     angle = t[:, None] * frequency
-    return torch.stack([angle.cos(), angle.sin()])
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([sin, -sin], dim=1)])
 
 
 def rotate(x, rope):
     """Turn each pair (a, b) = (first half, second half) of a head into (a cos + b sin, b cos - a sin).
 
-    x (..., T, D), rope (2, T, D/2) -> (..., T, D)."""
-    (cos, sin), (a, b) = rope, x.chunk(2, dim=-1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+    x (..., T, D), rope (2, T, D) -> (..., T, D)."""
+    cos, sin = rope
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 
 
 def shift_right(h, first=None):                                                                      # LRT
@@ -159,7 +161,7 @@ class Block(nn.Module):
 class Buffer:                                                                                        # LRT
     """What the dial sweeps over. A list over s holds one tensor for each of S interleaved subsets of the positions.
 
-    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D/2), (T/S, P + T), true where a position may see a key;
+    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D), (T/S, P + T), true where a position may see a key;
     state, h: lists over s of (B, T/S, C), the latest state to hand on as memory and the latest h for logits;
     k, v: for each layer a list over s of (B, H, T/S, D), the latest keys and values;
     past: keys and values (2, L, B, H, P, D) of P tokens before these; latent (B, C): memory of the first position."""
@@ -187,7 +189,7 @@ class Cache:
         self.k = like.new_zeros(config.n_layer, B, H, config.block_size, C // H)
         self.v = torch.zeros_like(self.k)
         self.pos = 0
-        self.rope = None                                # (2, block_size, D/2): table for the current lap
+        self.rope = None                                # (2, block_size, D): table for the current lap
         self.latent = like.new_zeros(B, C) if config.lrt else None                                   # LRT
         self.sweeps, self.residual = 0, 0.0                                                          # LRT
 
@@ -270,7 +272,7 @@ class GPT(nn.Module):
     def layers(self, x0, rope, attend, m=None):
         """The equations of the model, for any positions: all of them, a subset, one. Everything goes through here.
 
-        x0 (B, T, C), rope (2, T, D/2), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
+        x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
         of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these positions may see and where to keep k and v.
         Returns h (B, T, C), to read logits from, and the state (B, T, C) to hand on as memory (None without LRT)."""
         x, state = x0, None
@@ -438,11 +440,12 @@ class GPT(nn.Module):
         return self.logits(merge(buffer.h, dim=1)[:, T - 1])
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, cache=None):
         """Sample max_new_tokens tokens after the prompt idx (B, T): yields one (B,) tensor of tokens at a time.
 
-        temperature 0 takes the likeliest token; top_k keeps only the k likeliest. Goes on past block_size."""
-        cache = self.init_cache(idx.size(0))
+        temperature 0 takes the likeliest token; top_k keeps only the k likeliest. A cache holds what came before the
+        prompt. There is no end to it: attention sees the last block_size tokens, the latent goes on."""
+        cache = cache or self.init_cache(idx.size(0))
         for n in range(max_new_tokens):
             logits = self.step(token, cache) if n else self.prefill(idx, cache)
             if temperature == 0:
@@ -453,3 +456,95 @@ class GPT(nn.Module):
                     logits = logits.masked_fill(logits < least, float("-inf"))
                 token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
             yield token
+
+
+# ---- python lrt.py: the dial and the decoder, measured -----------------------------------------------------------------
+
+def benchmark():
+    """Two tables for a small model with random weights: what each setting of the dial costs and how far from exact
+    it is, and decoding and prefill. Times are medians of alternating runs, so that a busy machine is fair to all."""
+    import argparse
+    import platform
+    import statistics
+    import time
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parser = argparse.ArgumentParser(description="Measure the dial and the decoder.")
+    for name, default in (("block_size", 128), ("batch_size", 16), ("n_layer", 2), ("n_head", 4), ("n_embd", 128), ("runs", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    T, B = a.block_size, a.batch_size
+    torch.manual_seed(0)
+    models = [GPT(GPTConfig(T, 64, a.n_layer, a.n_head, a.n_embd, lrt=lrt)).to(a.device) for lrt in (False, True)]
+    with torch.no_grad():                               # weights that start at zero would leave the layers silent
+        for model in models:
+            for p in model.parameters():
+                if p.ndim == 2 and not p.any():
+                    p.normal_(std=0.5 / p.size(1) ** 0.5)
+            model.head.weight.normal_(std=a.n_embd ** -0.5)
+    plain, model = models
+    idx, targets = torch.randint(64, (2, B, T), device=a.device)
+
+    def median_ms(functions):
+        """Milliseconds of each, called in turn."""
+        times = [[] for _ in functions]
+        for run in range(a.runs + 1):                   # the first run is a warm-up
+            for f, t in zip(functions, times):
+                start = time.perf_counter()
+                f()
+                if a.device != "cpu":
+                    getattr(torch, a.device.split(":")[0]).synchronize()
+                t.append(1000 * (time.perf_counter() - start))
+        return [statistics.median(t[1:]) for t in times]
+
+    def step(m, call):
+        m.zero_grad(set_to_none=True)
+        call()[1].backward()
+
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {a.device}, torch {torch.__version__}; "
+          f"{a.n_layer} layers of width {a.n_embd}, T = {T}, B = {B}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    with torch.no_grad():
+        exact, _ = model.forward_sequential(idx)
+    rows = [("plain GPT", plain, lambda: plain(idx, targets))]
+    rows += [(f"S = {S:3}, K = {K}", model, lambda S=S, K=K: model(idx, targets, S, K))
+             for S, K in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1), (8, 1), (8, 2), (T, 1))]
+    rows += [("token by token", model, lambda: model.forward_sequential(idx, targets))]
+    times = median_ms([lambda m=m, call=call: step(m, call) for _, m, call in rows])
+    print(f"\n{'training':16}{'error':>10}{'exact':>8}{'FLOPs':>8}{'ms/step':>9}{'ratio':>7}     (error: of logits, largest; exact: "
+          f"first positions)")
+    flops = []
+    for (name, m, call), ms in zip(rows, times):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            logits, _ = call()
+        flops.append(counter.get_total_flops())
+        error = (logits - exact).abs().amax((0, 2))
+        prefix = int((error < 1e-3).long().cumprod(0).sum())
+        accuracy = f"{'':18}" if m is plain else f"{error.max().item():10.1e}{prefix:8}"
+        print(f"{name:16}{accuracy}{flops[-1] / flops[0]:8.2f}{ms:9.1f}{ms / times[0]:7.2f}")
+
+    tokens = 64
+    def decode(m):
+        cache = m.init_cache(1)
+        for t in range(tokens):
+            m.step(idx[:1, t % T], cache)
+    decode_ms = median_ms([lambda: decode(plain), lambda: decode(model)])
+    print(f"\n{'decoding, B = 1':24}{'ms/token':>10}{'tokens/s':>10}")
+    for name, ms in zip(("plain GPT", "LRT"), decode_ms):
+        print(f"{name:24}{ms / tokens:10.2f}{1000 * tokens / ms:10,.0f}")
+    print(f"{'LRT / plain':24}{decode_ms[1] / decode_ms[0]:10.2f}")
+    caches = {}
+    def fill_cache(S):
+        caches[S] = model.init_cache(1)
+        model.prefill(idx[:1], caches[S], subsets=S)
+    subsets = [S for S in (1, 2, 4, 8, 16, 32) if S <= T]
+    prefill_ms = median_ms([lambda S=S: fill_cache(S) for S in subsets])
+    print(f"\n{f'prompt of {T} tokens':24}{'ms':>10}{'sweeps':>10}{'residual':>10}")
+    print(f"{'step by step':24}{decode_ms[1] / tokens * T:10.1f}")
+    for S, ms in zip(subsets, prefill_ms):
+        print(f"{f'prefill, S = {S}':24}{ms:10.1f}{caches[S].sweeps:10}{caches[S].residual:10.0e}")
+
+
+if __name__ == "__main__":
+    benchmark()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import Codec, Parser, fail
+from prepare_data import Codec, Parser, fail, read_text
 
 
 def find_device(name=""):
@@ -33,52 +33,75 @@ def load_checkpoint(path, device):
         fail(f"{path} is not a checkpoint of this project, or damaged ({type(e).__name__}: {str(e).splitlines()[0]:.150})")
 
 
-def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k, generator):
+def hold_latent_at_zero(model):
+    """What remains without the memory: the weights that let it in become zero."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name == "gamma" or name.startswith(("u_k.", "u_v.")):
+                p.zero_()
+
+
+def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k, generator, stepwise=False):
     """Print num_samples continuations of the prompt's tokens, decoded together: the first as it comes, the others
-    after it. Returns how many tokens each second brought."""
+    after it. Returns a line about time and prefill."""
     idx = torch.tensor([prompt] * num_samples, device=model.embed.weight.device)
+    cache = model.init_cache(num_samples)
     decoders = [codec.decoder() for _ in range(num_samples)]
     texts = ["".join(map(decode, prompt)) for decode in decoders]
     print(texts[0], end="", flush=True)
     start = time.perf_counter()
-    for token in model.generate(idx, max_new_tokens, temperature, top_k, generator):
+    if stepwise:
+        for t in range(idx.size(1) - 1):
+            model.step(idx[:, t], cache)
+        idx = idx[:, -1:]
+    first = None
+    for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
+        first = first or time.perf_counter()
         pieces = [decode(t) for decode, t in zip(decoders, token.tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
-    seconds = time.perf_counter() - start
+    end = time.perf_counter()
     print()
     for text in texts[1:]:
-        print("---------------")
-        print(text)
-    return num_samples * max_new_tokens / seconds
+        print(f"---------------\n{text}")
+    how = "stepwise" if stepwise else f"{cache.sweeps} sweeps, residual {cache.residual:.0e}"
+    return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms ({how}), then "
+            f"{num_samples * (max_new_tokens - 1) / max(end - first, 1e-9):,.0f} tokens per second")
 
 
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--out_dir", default="out", help="folder with best.pt or last.pt (default: out)")
-    parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line break)")
+    parser.add_argument("--prompt", default="\n", help="text to go on from, or FILE:path (default: a line break)")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, decoded together (default: 1)")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="length of each (default: 500)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
     parser.add_argument("--top_k", type=int, default=200, help="only from the k likeliest tokens (default: 200)")
+    parser.add_argument("--prefill", default="parallel", help="parallel or stepwise: how the prompt is read (default: parallel)")
+    parser.add_argument("--latent", type=int, default=1, help="0: hold the memory at zero, to see what it is worth (default: 1)")
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
     args = parser.parse_args(argv)
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 1)):
         if not getattr(args, name) >= least:
             fail(f"--{name}={getattr(args, name)}: must be at least {least}")
+    for name, allowed in (("prefill", ("parallel", "stepwise")), ("latent", (0, 1))):
+        if getattr(args, name) not in allowed:
+            fail(f"--{name}={getattr(args, name)}: must be one of {', '.join(map(str, allowed))}")
     device = find_device(args.device)
     path = Path(args.out_dir) / "best.pt"
     model, codec, checkpoint = load_checkpoint(path if path.exists() else path.with_name("last.pt"), device)
     try:
-        prompt = codec.encode(args.prompt)
+        prompt = codec.encode(read_text(args.prompt[5:]) if args.prompt.startswith("FILE:") else args.prompt)
     except ValueError as e:
         fail(f"--prompt: {e}")
     if not prompt:
         fail("--prompt is empty; give at least one character")
-    generator = torch.Generator(device).manual_seed(args.seed)
-    speed = stream(model.eval(), codec, prompt, args.num_samples, args.max_new_tokens, args.temperature, args.top_k, generator)
-    print(f"{speed:,.0f} tokens per second", file=sys.stderr)
+    if not args.latent:
+        hold_latent_at_zero(model)
+    line = stream(model.eval(), codec, prompt, args.num_samples, args.max_new_tokens, args.temperature, args.top_k,
+                  torch.Generator(device).manual_seed(args.seed), args.prefill == "stepwise")
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

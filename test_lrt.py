@@ -846,6 +846,7 @@ BAD_INPUT = [
     (train, ["--lrt=1", "--lrt_loss_weights=1,2,3"], "lrt_loss_weights"),
     (train, ["--lrt=1", "--lrt_loss_weights=a,b"], "lrt_loss_weights"),
     (train, ["--lrt_mode=exact"], "lrt_mode"),
+    (train, ["--lrt_sweeps=2"], "--lrt=1"),
     (train, ["--learning_rate=-1"], "learning_rate"),
     (train, ["--learning_rate=nan"], "learning_rate"),
     (train, ["--max_iters=1.5"], "max_iters"),

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrt import GPT, GPTConfig
 from prepare_data import Parser, fail, load, prepare, write_atomic
-from sample import find_device, load_checkpoint, stream
+from sample import find_device, hold_latent_at_zero, load_checkpoint, stream
 
 
 def option(default, help):
@@ -66,6 +66,13 @@ class Settings:
     dtype: str = option("", "float32 or bfloat16 (default: bfloat16 on a GPU that has it)")
     compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only, half a minute on a cpu)")
 
+    def loss_weights(self):
+        """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
+        weights = tuple(float(w) for w in self.lrt_loss_weights.split(",")) if self.lrt_loss_weights else None
+        if weights and (len(weights) != self.lrt_sweeps + 1 or not sum(map(abs, weights)) > 0):
+            raise ValueError("not as many as there are passes")
+        return weights
+
 
 def parse_settings(argv):
     """The command line as Settings; every field is a flag."""
@@ -85,13 +92,14 @@ def parse_settings(argv):
             fail(f"--{name}={getattr(s, name)}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
     if s.lrt_subsets > s.block_size:
         fail(f"--lrt_subsets={s.lrt_subsets} is more than --block_size={s.block_size}, which is exact already")
-    if s.lrt_loss_weights:
-        try:
-            weights = [float(w) for w in s.lrt_loss_weights.split(",")]
-        except ValueError:
-            weights = []
-        if len(weights) != s.lrt_sweeps + 1 or not sum(map(abs, weights)) > 0:
-            fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), not all 0")
+    try:
+        s.loss_weights()
+    except ValueError:
+        fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), not all 0")
+    if not s.lrt:
+        for f in fields(s):
+            if f.name.startswith("lrt_") and getattr(s, f.name) != f.default:
+                fail(f"--{f.name}={getattr(s, f.name)} has no meaning for a plain GPT; add --lrt=1")
     return s
 
 
@@ -105,7 +113,7 @@ def batch(tokens, s, step, part, device):
     return rows[:, :-1], rows[:, 1:]
 
 
-def windows(tokens, T, device, size=1 << 16):
+def windows(tokens, T, device, size=1 << 14):
     """The whole split, in order, as batches (inputs, next tokens) of rows of T, and the shorter last row."""
     rows = (len(tokens) - 1) // T
     per_batch = max(1, size // T)
@@ -118,11 +126,11 @@ def windows(tokens, T, device, size=1 << 16):
 
 # ---- Loss ------------------------------------------------------------------------------------------------------
 
-def training_loss(model, s, x, y, weights=None):
-    """The loss that training minimizes; with other weights for (K + 1) sweeps if given."""
+def training_loss(model, s, x, y, loss_weights=None):
+    """The loss of the training graph: the dial's, or that of the token loop."""
     if s.lrt and s.lrt_mode == "sequential":
         return model.forward_sequential(x, y)[1]
-    return model(x, y, s.lrt_subsets, s.lrt_sweeps, weights)[1]
+    return model(x, y, s.lrt_subsets, s.lrt_sweeps, loss_weights)[1]
 
 
 def exact_nll(model, x, y):
@@ -135,26 +143,26 @@ def exact_nll(model, x, y):
 
 @torch.no_grad()
 def evaluate(model, s, codec, tokens, device):
-    """Over the whole split: exact loss, and that of the training graph's last sweep; touches no random state."""
+    """Over the whole split: the exact loss, and that of the training graph after its last sweep. Draws no random numbers."""
     model.eval()
-    last = [0.0] * s.lrt_sweeps + [1.0]
+    after_last_sweep = [0.0] * s.lrt_sweeps + [1.0]
     n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
-    parallel, count, total_bytes, by_position = 0.0, 0, 0, torch.zeros(2, s.block_size, dtype=torch.float64)
+    graph, total_bytes = 0.0, 0
+    sums, counts = torch.zeros(2, s.block_size, dtype=torch.float64)        # by position in the window
     for x, y in windows(tokens, s.block_size, device):
         nll = exact_nll(model, x, y).double()
-        if not s.lrt or s.lrt_mode == "sequential":     # the training graph is the exact one
-            parallel += nll.sum().item()
-        else:
-            parallel += training_loss(model, s, x, y, last).item() * x.numel()
-        by_position[0, :x.size(1)] += nll.sum(0).cpu()
-        by_position[1, :x.size(1)] += x.size(0)
+        sums[:x.size(1)] += nll.sum(0).cpu()
+        counts[:x.size(1)] += x.size(0)
         total_bytes += n_bytes[y].sum().item()
+        if s.lrt and s.lrt_mode == "parallel":
+            graph += training_loss(model, s, x, y, after_last_sweep).item() * x.numel()
+        else:                                                               # this training graph is the exact one
+            graph += nll.sum().item()
     model.train()
-    count = by_position[1].sum().item()
-    exact = by_position[0].sum().item()
-    return {"val_loss": parallel / count, "val_loss_exact": exact / count,
+    exact = sums.sum().item()
+    return {"val_loss": graph / counts.sum().item(), "val_loss_exact": exact / counts.sum().item(),
             "val_bpb_exact": exact / math.log(2) / total_bytes,
-            "exact_by_position": [round(v, 4) for v in (by_position[0] / by_position[1].clamp(min=1)).tolist()]}
+            "exact_by_position": [round(v, 4) for v in (sums / counts.clamp(min=1)).tolist()]}
 
 
 def flops_per_step(model, s, device):
@@ -169,14 +177,15 @@ def flops_per_step(model, s, device):
 # ---- Optimizers --------------------------------------------------------------------------------------------------
 
 def make_optimizers(model, s):
-    """Muon for the hidden matrices; AdamW for embedding, head and the scalars of each layer."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in ("embed.weight", "head.weight")]
-    scalars = [p for p in model.parameters() if p.ndim < 2]
+    """Muon for the hidden matrices; AdamW for embedding, head and scalars, each at its multiple of the learning rate."""
+    adam = {"embed": model.embed.weight, "head": model.head.weight,
+            **{name: p for name, p in model.named_parameters() if p.ndim < 2}}
+    scale = {"embed": 1.0, "head": 0.3}
+    matrices = [p for p in model.parameters() if not any(p is q for q in adam.values())]
     return [torch.optim.Muon(matrices, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([{"params": [model.embed.weight], "scale": EMBED}, {"params": [model.head.weight], "scale": HEAD},
-                               {"params": scalars, "scale": SCALAR}], betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)]
+            torch.optim.AdamW([{"params": [p], "scale": scale.get(name, 1.0)} for name, p in adam.items()],
+                              betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)]
 
-EMBED, HEAD, SCALAR = 3.0, 1.0, 1.0
 
 def learning_rate(step, max_iters, s):
     """Linear warm-up, then a cosine down to min_lr."""
@@ -226,6 +235,8 @@ def main(argv=None):
         model.load_state_dict(checkpoint["model"])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
+        if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
+            fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
         first, seconds, best, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "best", "recent", "rows"))
 
     flops = flops_per_step(model, s, device)
@@ -233,7 +244,6 @@ def main(argv=None):
     tokens_per_step = s.batch_size * s.gradient_accumulation_steps * s.block_size
     dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    weights = tuple(float(w) for w in s.lrt_loss_weights.split(",")) if s.lrt_loss_weights else None
     compute_loss = training_loss
     if s.compile == 1 or (s.compile == -1 and device.type == "cuda"):
         compute_loss = torch.compile(training_loss)
@@ -260,12 +270,12 @@ def main(argv=None):
     start = lap = time.perf_counter()
     lap_step, n = first, first
     for step in range(first, max_iters):
-        torch.manual_seed(hash((s.seed, step)) % 2 ** 31)                  # for dropout
+        torch.manual_seed(s.seed * 1_000_003 + step)       # for dropout
         total = 0.0
         for part in range(s.gradient_accumulation_steps):
             x, y = batch(tokens["train"], s, step, part, device)
             with autocast:
-                loss = compute_loss(model, s, x, y, weights) / s.gradient_accumulation_steps
+                loss = compute_loss(model, s, x, y, s.loss_weights()) / s.gradient_accumulation_steps
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
@@ -304,23 +314,31 @@ def main(argv=None):
             print(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
             sys.exit(130)
     if rows:
-        report(s, out, rows, codec, model)
+        report(s, out, rows, tokens, device)
 
 
-def report(s, out, rows, codec, model):
-    """The final table, and a short sample."""
-    last, best = rows[-1], min(rows, key=lambda r: r["val_loss_exact"])
-    print(f"\n{'':24}{'nats/token':>12}{'bits/byte':>12}{'step':>8}{'seconds':>9}")
-    print(f"{'validation, exact, best':24}{best['val_loss_exact']:12.4f}{best['val_bpb_exact']:12.4f}{best['iter']:8,}{best['seconds']:9.0f}")
-    print(f"{'validation, exact, last':24}{last['val_loss_exact']:12.4f}{last['val_bpb_exact']:12.4f}{last['iter']:8,}{last['seconds']:9.0f}")
-    print(f"{'on the training graph':24}{last['val_loss']:12.4f}")
-    gap = last["val_loss_exact"] - last["val_loss"]
-    print(f"exact - training graph = {gap:+.4f}: " + ("they agree" if abs(gap) < 0.02 else
-          "THEY DISAGREE: the parallel training has learned something that decoding does not do; raise lrt_subsets or lrt_sweeps"))
-    print(f"\n{'-' * 20} a sample of {out / 'best.pt'}, see python sample.py -h {'-' * 20}")
-    model, codec, _ = load_checkpoint(out / "best.pt", model.embed.weight.device)
-    prompt = codec.encode("\n") if "\n" in codec.decode(range(codec.vocab_size)) else [0]
-    stream(model.eval(), codec, prompt, 1, 300, 0.8, 200, torch.Generator(model.embed.weight.device).manual_seed(s.seed))
+def report(s, out, rows, tokens, device):
+    """The final table, and a short sample of the best checkpoint."""
+    model, codec, _ = load_checkpoint(out / "best.pt", device)
+    last, best = rows[-1], min(rows, key=lambda row: row["val_loss_exact"])
+    table = [("validation, exact decoding", last), *([("  best, in best.pt", best)] if best is not last else []),
+             ("  on the training graph", {"loss": last["val_loss"]})]
+    if s.lrt:
+        hold_latent_at_zero(model)
+        table.append(("  exact, latent held at 0", evaluate(model, s, codec, tokens["val"], device)))
+    print(f"\n{'':28}{'nats/token':>12}{'bits/byte':>12}{'step':>9}{'seconds':>9}")
+    for name, row in table:
+        bpb = f"{row['val_bpb_exact']:12.4f}" if "val_bpb_exact" in row else ""
+        when = f"{row['iter']:9,}{row['seconds']:9.0f}" if "iter" in row else ""
+        print(f"{name:28}{row.get('loss', row.get('val_loss_exact')):12.4f}{bpb}{when}")
+    if s.lrt:
+        gap = last["val_loss_exact"] - last["val_loss"]
+        print(f"exact - training graph = {gap:+.4f}: " + ("they agree" if abs(gap) < 0.02 else "THEY DISAGREE: decoding does not "
+              "do what the parallel training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential"))
+    print(f"\n---- sample of {out / 'best.pt'}; more: python sample.py --out_dir={out} " + "-" * 20)
+    model, codec, _ = load_checkpoint(out / "best.pt", device)
+    prompt = codec.encode("\n") if b"\n" in codec.token_bytes else [0]
+    stream(model.eval(), codec, prompt, 1, 400, 0.8, 200, torch.Generator(device).manual_seed(s.seed))
 
 
 if __name__ == "__main__":
