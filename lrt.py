@@ -145,8 +145,7 @@ class Block(nn.Module):
             kv = local * kv                                                                          # LRT
             if u is not None:                                                                        # LRT
                 kv = kv + mem * u.unflatten(-1, (2, self.n_head, self.head_dim))                     # LRT
-        (k, v), q = kv.unbind(2), q
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                 # (B, H, T, D)
+        q, k, v = (part.transpose(1, 2) for part in (q, *kv.unbind(2)))                   # (B, H, T, D)
         return norm(rotate(q, rope)), norm(rotate(k, rope)), v
 
     def out(self, y):
@@ -265,6 +264,11 @@ class GPT(nn.Module):
         z = self.head(h)
         return 15 * torch.tanh(z.to(torch.promote_types(z.dtype, torch.float32)) / 15)
 
+    def check_length(self, T):
+        """Raises ValueError if T positions are more than attention can see at once; decoding has no such limit."""
+        if T > self.config.block_size:
+            raise ValueError(f"{T} positions are more than block_size={self.config.block_size}; cut them, or prefill a cache")
+
     def rope(self, start, length):
         """The rotary table of positions start .. start + length - 1."""
         return rotary_table(start, length, self.config.n_embd // self.config.n_head, self.embed.weight)
@@ -303,32 +307,31 @@ class GPT(nn.Module):
         the cross-entropy of all positions after sweep k. A plain model does one pass, whatever the dial says.
 
         S = T, K = 1 is exactly the recurrence (S > T means S = T); the first max(K + 1, S·K) positions always are.
-        Raises ValueError for S < 1, K < 0 or loss_weights of another length or all zero."""
-        T, S, K = idx.size(1), 1, 0
-        if self.config.lrt:                                                                          # LRT
-            S, K = min(subsets, T), sweeps                                                           # LRT
+        Raises ValueError for S < 1, K < 0, loss_weights of another length or all zero, or T > block_size."""
+        T, S, K = idx.size(1), min(subsets, idx.size(1)), sweeps
+        self.check_length(T)
+        if not self.config.lrt:
+            h, _ = self.layers(self.embedding(idx), self.rope(0, T), lambda i, q, k, v: attention(q, k, v, is_causal=True))
+            hidden, loss_weights = [h], None
+        else:                                                                                        # LRT
             if S < 1 or K < 0:                                                                       # LRT
-                raise ValueError(f"subsets={S}, sweeps={K}: must be at least 1 and at least 0")      # LRT
+                raise ValueError(f"subsets={subsets}, sweeps={K}: must be at least 1 and at least 0")    # LRT
             if loss_weights is not None and not (len(loss_weights) == K + 1 and any(loss_weights)):  # LRT
-                raise ValueError(f"loss_weights={loss_weights}: must be sweeps + 1 = {K + 1} numbers, not all zero")  # LRT
+                raise ValueError(f"loss_weights={loss_weights}: must be {K + 1} numbers, not all 0") # LRT
             buffer = self.fill(idx, S)                                                               # LRT
             hidden = [merge(buffer.h, dim=1)[:, :T]]    # after each sweep, (B, T, C)                  LRT
             for _ in range(K):                                                                       # LRT
                 for s in range(S):                                                                   # LRT
                     self.refine(buffer, s)                                                           # LRT
                 hidden.append(merge(buffer.h, dim=1)[:, :T])                                         # LRT
-        else:
-            causal = lambda i, q, k, v: attention(q, k, v, is_causal=True)
-            hidden, loss_weights = [self.layers(self.embedding(idx), self.rope(0, T), causal)[0]], None
-        logits = self.logits(hidden[-1])
         if targets is None:
-            return logits, None
-        losses = []
-        for k, h in enumerate(hidden):
-            each = cross_entropy(logits if k == K else self.logits(h), targets, S if k and not loss_weights else 1)
-            losses.append(loss_weights[k] * each if loss_weights else each)
-        losses = torch.cat(losses)
-        return logits, losses.sum() if loss_weights else losses.mean()
+            return self.logits(hidden[-1]), None
+        logits = [self.logits(h) for h in hidden]
+        if loss_weights is None:
+            losses = [cross_entropy(z, targets, S if k else 1) for k, z in enumerate(logits)]
+            return logits[-1], torch.cat(losses).mean()
+        losses = [w * cross_entropy(z, targets) for w, z in zip(loss_weights, logits) if w]          # LRT
+        return logits[-1], torch.cat(losses).sum()                                                   # LRT
 
     def fill(self, idx, subsets, cache=None):                                                        # LRT
         """The initialization pass: all positions at once, without memory. idx (B, T) -> Buffer.
@@ -378,7 +381,9 @@ class GPT(nn.Module):
     def forward_sequential(self, idx, targets=None):
         """The definition: one position after the other, each with the state of the one before it as its memory.
 
-        idx, targets (B, T) -> logits (B, T, V), mean cross-entropy in nats per token or None. Differentiable."""
+        idx, targets (B, T) -> logits (B, T, V), mean cross-entropy in nats per token or None. Differentiable.
+        Raises ValueError for T > block_size."""
+        self.check_length(idx.size(1))
         x0, rope = self.embedding(idx), self.rope(0, idx.size(1))
         keys, values = ([[] for _ in self.blocks] for _ in range(2))
 
