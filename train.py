@@ -48,18 +48,18 @@ class Settings:
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
     lrt_memory_proj: str = option("shared", "shared: one memory projection for all layers; layerwise: one in each")
     # training
-    batch_size: int = option(16, "rows in a step, B")
+    batch_size: int = option(8, "rows in a step, B; small, as Muon gains more from steps than from rows")
     gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory")
-    max_iters: int = option(1400, "steps")
+    max_iters: int = option(1650, "steps")
     max_flops: float = option(0.0, "stop at this much compute instead, to compare runs (0: no limit)")
-    learning_rate: float = option(6e-3, "highest, after warm-up")
+    learning_rate: float = option(1.2e-2, "highest, after warm-up")
     min_lr: float = option(0.0, "at the end of the cosine")
     warmup_iters: int = option(50, "steps from 0 to learning_rate")
     weight_decay: float = option(0.1, "of the hidden matrices")
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)")
     seed: int = option(1337, "of the weights and the data order")
     # evaluation
-    eval_interval: int = option(350, "steps from one evaluation on the validation split to the next")
+    eval_interval: int = option(550, "steps from one evaluation on the validation split to the next")
     log_interval: int = option(50, "steps from one line of progress to the next")
     # machine
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
@@ -81,7 +81,7 @@ def parse_settings(argv):
         default = f"(default: {f.default})" if f.default != "" and "(default" not in f.metadata["help"] else ""
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, metavar="X", help=f"{f.metadata['help']} {default}")
     s = Settings(**vars(parser.parse_args(argv)))
-    for name, least in (("batch_size", 1), ("gradient_accumulation_steps", 1), ("max_iters", 0), ("max_flops", 0),
+    for name, least in (("batch_size", 1), ("gradient_accumulation_steps", 1), ("max_iters", 1), ("max_flops", 0),
                         ("learning_rate", 0), ("min_lr", 0), ("warmup_iters", 0), ("weight_decay", 0), ("grad_clip", 0),
                         ("seed", 0), ("eval_interval", 1), ("log_interval", 1), ("lrt_subsets", 1), ("lrt_sweeps", 0)):
         if not getattr(s, name) >= least:
@@ -180,10 +180,10 @@ def make_optimizers(model, s):
     """Muon for the hidden matrices; AdamW for embedding, head and scalars, each at its multiple of the learning rate."""
     adam = {"embed": model.embed.weight, "head": model.head.weight,
             **{name: p for name, p in model.named_parameters() if p.ndim < 2}}
-    scale = {"embed": 1.0, "head": 0.3}
+    scale = {"embed": 3.0, "head": 1.0, "alpha": 3.0, "beta": 3.0, "gamma": 3.0}
     matrices = [p for p in model.parameters() if not any(p is q for q in adam.values())]
-    return [torch.optim.Muon(matrices, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([{"params": [p], "scale": scale.get(name, 1.0)} for name, p in adam.items()],
+    return [torch.optim.Muon(matrices, momentum=0.85, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([{"params": [p], "scale": scale[name]} for name, p in adam.items()],
                               betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)]
 
 
@@ -241,6 +241,8 @@ def main(argv=None):
 
     flops = flops_per_step(model, s, device)
     max_iters = min(s.max_iters, int(s.max_flops // flops)) if s.max_flops else s.max_iters
+    if max_iters < 1:
+        fail(f"--max_flops={s.max_flops:g} is less than one step, {flops:.3g}")
     tokens_per_step = s.batch_size * s.gradient_accumulation_steps * s.block_size
     dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
