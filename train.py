@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +50,16 @@ class Settings:
     # training
     batch_size: int = option(8, "rows in a step, B; small, as Muon gains more from steps than from rows")
     gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory")
-    max_iters: int = option(1650, "steps")
+    max_iters: int = option(1750, "steps")
     max_flops: float = option(0.0, "stop at this much compute instead, to compare runs (0: no limit)")
-    learning_rate: float = option(1.2e-2, "highest, after warm-up")
+    learning_rate: float = option(1.6e-2, "highest, after warm-up")
     min_lr: float = option(0.0, "at the end of the cosine")
     warmup_iters: int = option(50, "steps from 0 to learning_rate")
     weight_decay: float = option(0.1, "of the hidden matrices")
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)")
     seed: int = option(1337, "of the weights and the data order")
     # evaluation
-    eval_interval: int = option(550, "steps from one evaluation on the validation split to the next")
+    eval_interval: int = option(600, "steps from one evaluation on the validation split to the next")
     log_interval: int = option(50, "steps from one line of progress to the next")
     # machine
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
@@ -327,7 +327,7 @@ def report(s, out, rows, tokens, device):
              ("  on the training graph", {"loss": last["val_loss"]})]
     if s.lrt:
         hold_latent_at_zero(model)
-        table.append(("  exact, latent held at 0", evaluate(model, s, codec, tokens["val"], device)))
+        table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, tokens["val"], device)))
     print(f"\n{'':28}{'nats/token':>12}{'bits/byte':>12}{'step':>9}{'seconds':>9}")
     for name, row in table:
         bpb = f"{row['val_bpb_exact']:12.4f}" if "val_bpb_exact" in row else ""
