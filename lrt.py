@@ -441,11 +441,13 @@ class GPT(nn.Module):
         return self.logits(h[:, 0])
 
     @torch.no_grad()
-    def prefill(self, idx, cache, subsets=8, tol=1e-4):
+    def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token. Advances the cache.
 
         Sweeps until no number in the memory changes by more than `tol` in a sweep, ⌈T/S⌉ times at most: then it
-        is exact by construction. Prompts longer than block_size are read in pieces of that length."""
+        is exact by construction. Prompts longer than block_size are read in pieces of that length. The defaults are the
+        fastest that kept log-probabilities within 1e-4 on the trained default model, prompts of 64 to 1,024 tokens, CPU.
+        cache.sweeps is the most that a piece took, cache.residual the largest change in the last sweep of the last."""
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(self.config.block_size, dim=1):
             T, S = piece.size(1), min(subsets, piece.size(1))
