@@ -30,6 +30,7 @@ import train
 
 lrt = importlib.import_module(os.environ.get("LRT_IMPL", "lrt"))
 HERE = Path(__file__).parent
+torch.set_num_threads(1)        # the models are tiny; a busy machine does not matter then
 
 EXERCISES = [       # (function, what to write); in the order in which they build on each other
     ("shift_right", "the recurrence: the memory of each position is the state of the one before it"),
