@@ -21,7 +21,7 @@ filled once for all positions without memory, then refined in K sweeps over S in
     subsets      S          -              position t (from 0) is in subset t mod S                LRT
     sweeps       K          -              how often every subset is recomputed                    LRT
 
-`grep -n LRT lrt.py` lists every line that a plain GPT does not have.
+`grep -n LRT lrt.py` lists every line that a plain GPT does not have. (A plain model's prefill goes through fill, too.)
 """
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class GPTConfig:
     """Sizes and options of the model. Raises ValueError, saying which value is impossible and why."""
     block_size: int = 128           # T: positions attention can see
     vocab_size: int = 65            # V
-    n_layer: int = 4                # L
+    n_layer: int = 2                # L
     n_head: int = 4                 # H
     n_embd: int = 128               # C
     dropout: float = 0.0            # on the embeddings and on what each layer adds to the residual stream
@@ -70,7 +70,7 @@ def norm(x):
 
 
 class RMSNorm(torch.autograd.Function):
-    """F.rms_norm with its derivative written out, which takes a CPU a third of the time."""
+    """F.rms_norm with its derivative written out: autograd takes four times as long for it on a CPU."""
 
     @staticmethod
     def forward(ctx, x):
@@ -156,7 +156,7 @@ class Block(nn.Module):
         qkv = out[..., :3 * y.size(-1)].unflatten(-1, (3, self.n_head, self.head_dim))   # (B, T, 3, H, D)
         q, kv = qkv[:, :, 0], qkv[:, :, 1:]                                               # (B, T, 2, H, D)
         if self.w_g is not None:                                                                     # LRT
-            gate = 2 * torch.sigmoid(out[..., 3 * y.size(-1):])     # (B, T, 2H)                       LRT
+            gate = 2 * torch.sigmoid(out[..., 3 * y.size(-1):])     # (B, T, 2H): g_local, then g_mem  LRT
             local, mem = gate[:, :, None, :, None].chunk(2, dim=3)  # (B, T, 1, H, 1) each             LRT
             kv = local * kv                                                                          # LRT
             if u is not None:                                                                        # LRT
@@ -176,10 +176,12 @@ class Block(nn.Module):
 class Buffer:                                                                                        # LRT
     """What the dial sweeps over. A list over s holds one tensor for each of S interleaved subsets of the positions.
 
-    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D), (T/S, P + T), true where a position may see a key;
+    P is the number of tokens before these that attention sees, 0 in training.
+    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D), (T/S, P + T), true where a position may see a key, or
+    None for plain causal order;
     state, h: lists over s of (B, T/S, C), the latest state to hand on as memory and the latest h for logits;
     k, v: for each layer a list over s of (B, H, T/S, D), the latest keys and values;
-    past: keys and values (2, L, B, H, P, D) of P tokens before these; latent (B, C): memory of the first position."""
+    past: keys and values (2, L, B, H, P, D) of those P tokens; latent (B, C): memory of the first position."""
 
     def __init__(self, n_layer):                                                                     # LRT
         self.x0, self.rope, self.mask, self.state, self.h = [], [], [], [], []                       # LRT
@@ -213,7 +215,7 @@ class Cache:
         block_size away; and the kept keys and values (2, L, B, H, P, D)."""
         W, P = self.k.size(3), min(self.pos, self.k.size(3))
         slot = torch.arange(P, device=self.k.device)
-        position = self.pos - 1 - (self.pos - 1 - slot) % W     # of the token that slot holds
+        position = self.pos - 1 - (self.pos - 1 - slot) % W     # of the token in that slot: the latest p with p % W = slot
         query = self.pos + torch.arange(T, device=self.k.device)
         return query[:, None] - position < W, (self.k[:, :, :, :P], self.v[:, :, :, :P])
 
@@ -238,7 +240,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         C, L = config.n_embd, config.n_layer
-        self.memory_index = (config.memory_layer - (config.memory_layer > 0)) % L if config.lrt else None   # LRT from 0
+        self.memory_index = (config.memory_layer - (config.memory_layer > 0)) % L if config.lrt else None  # LRT 0 .. L-1
         self.embed = nn.Embedding(config.vocab_size, C)
         self.blocks = nn.ModuleList(Block(config) for _ in range(L))
         self.head = nn.Linear(C, config.vocab_size, bias=False)
@@ -318,8 +320,8 @@ class GPT(nn.Module):
         """All positions in parallel: one pass without memory, then K sweeps over S interleaved subsets.
 
         idx (B, T); targets (B, T), -1 where there is none. Returns logits (B, T, V) after the last sweep, and
-        None or the loss in nats per token: the mean of one cross-entropy for the first pass and one for each of
-        the S·K subset passes. Instead, loss_weights (K + 1 numbers) gives the sum over k of loss_weights[k] times
+        None or the loss in nats per token: the mean of 1 + S·K cross-entropies, one for the first pass and one for
+        each subset in each sweep. Instead, loss_weights (K + 1 numbers) gives the sum over k of loss_weights[k] times
         the cross-entropy of all positions after sweep k. A plain model does one pass, whatever the dial says.
 
         S = T, K = 1 is exactly the recurrence (S > T means S = T); the first max(K + 1, S·K) positions always are.
@@ -350,9 +352,9 @@ class GPT(nn.Module):
         return logits[-1], torch.cat(losses).sum()                                                   # LRT
 
     def fill(self, idx, subsets, cache=None):                                                        # LRT
-        """The initialization pass: all positions at once, without memory. idx (B, T) -> Buffer.
+        """The initialization pass: all positions at once, memory zero for all but the first. idx (B, T) -> Buffer.
 
-        With a cache, the positions are those after its last one, and its latent is the memory of the first.
+        With a cache, the positions are those after its last one, and the first one's memory is its latent.
         If S does not divide T, positions that nobody looks back at are added at the end."""
         S, buffer = subsets, Buffer(self.config.n_layer)                                             # LRT
         idx = F.pad(idx, (0, -idx.size(1) % S))                                                      # LRT
@@ -383,8 +385,9 @@ class GPT(nn.Module):
     def refine(self, buffer, s):                                                                     # LRT
         """One subset pass: recompute the positions t with t mod S = s from the buffer, and write them back.
 
-        The memory of each is the latest state of the position before it, which belongs to subset s - 1, or for
-        s = 0 to the last subset, one place earlier; it attends to the latest keys and values of all before it."""
+        The memory of each is the latest state of the position before it. That one belongs to subset s - 1, which this
+        sweep has recomputed already, or for s = 0 to the last subset, one place earlier, from the sweep before. All
+        attend to the latest keys and values."""
         m = buffer.state[s - 1] if s else shift_right(buffer.state[-1], buffer.latent)               # LRT
 
         def attend(i, q, k, v):                                                                      # LRT
@@ -444,10 +447,10 @@ class GPT(nn.Module):
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token. Advances the cache.
 
-        Sweeps until no number in the memory changes by more than `tol` in a sweep, ⌈T/S⌉ times at most: then it
-        is exact by construction. Prompts longer than block_size are read in pieces of that length. The defaults are the
-        fastest that kept log-probabilities within 1e-4 on the trained default model, prompts of 64 to 1,024 tokens, CPU.
-        cache.sweeps is the most that a piece took, cache.residual the largest change in the last sweep of the last."""
+        Sweeps until no number in the memory changes by more than `tol` in a sweep (tol=0: until it is exact), but no
+        more than ⌈T/S⌉ times, as max(sweeps + 1, S·sweeps) positions are exact by construction. Prompts longer than
+        block_size are read in pieces: cache.sweeps is the most that one took, cache.residual that of the last piece.
+        The defaults kept log-probabilities within 1e-4 on the trained default model, prompts of 64 to 1,024 tokens."""
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(self.config.block_size, dim=1):
             T, S = piece.size(1), min(subsets, piece.size(1))

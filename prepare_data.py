@@ -210,7 +210,8 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, data_dir="data"
     if tokenizer not in ("char", "gpt2") and not (merges and 1 <= int(merges[1]) <= MAX_VOCAB - 256):
         fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
     if input is None and dataset != "shakespeare":
-        fail(f"--dataset={dataset} is not known here: give its text with --input=FILE, or use --dataset=shakespeare")
+        fail(f"--dataset={dataset} is not in {Path(data_dir).absolute()}; make it with: "
+             f"python prepare_data.py --dataset={dataset} --input=FILE")
     folder = Path(data_dir) / dataset
     if input is not None:
         text, source = read_text(input), f"file: {Path(input).name}"

@@ -1,4 +1,5 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:" """
+import os
 import sys
 import time
 from pathlib import Path
@@ -105,4 +106,9 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a character gets a question mark
+    try:
+        main()
+    except (KeyboardInterrupt, BrokenPipeError):    # Ctrl-C, or a reader like head that has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130)

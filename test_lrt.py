@@ -28,7 +28,7 @@ import prepare_data
 import sample
 import train
 
-lrt = importlib.import_module(os.environ.get("LRT_IMPL", "lrt"))
+lrt = importlib.import_module(os.environ.get("LRT_IMPL", "lrt").removesuffix(".py"))
 HERE = Path(__file__).parent
 torch.set_num_threads(1)        # the models are tiny; a busy machine does not matter then
 
@@ -832,9 +832,19 @@ def test_resumed_run_is_the_same_run(here):
     finally:
         train.write_atomic = atomic
     assert run(train, "--resume=b") == 0
+    assert run(train, "--resume=nowhere") == 2 and not Path("nowhere").exists()
     assert same(weights("a"), weights("b"))
     strip = lambda log: [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     assert strip(rows("a")) == strip(rows("b"))
+
+
+def test_overwrite_leaves_nothing_of_the_old_run_and_bad_numbers_stop_it(here, capsys):
+    prepare_data.prepare("mine", "char", "text.txt")
+    assert run(train, *SMALL, "--lrt=1") == 0
+    assert run(train, *SMALL, "--learning_rate=1e9", "--warmup_iters=0", "--overwrite=1") == 2
+    err = capsys.readouterr().err
+    assert "loss is nan" in err and "nothing was saved yet" in err
+    assert [p.name for p in Path("out").iterdir()] == ["run.json"]
 
 
 BAD_INPUT = [
@@ -858,7 +868,7 @@ BAD_INPUT = [
     (train, ["--dataset=broken"], "broken"),
     (train, ["--out_dir=text.txt"], "out_dir"),
     (train, ["--out_dir=run"], "run"),
-    (train, ["--resume=nowhere"], "nowhere"),
+    (train, ["--resume=nowhere"], "no other flag"),
     (prepare_data, ["--input=missing.txt"], "missing.txt"),
     (prepare_data, ["--input=empty.txt"], "empty.txt"),
     (prepare_data, ["--input=latin1.txt"], "UTF-8"),

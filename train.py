@@ -81,6 +81,8 @@ def parse_settings(argv):
         default = f"(default: {f.default})" if f.default != "" and "(default" not in f.metadata["help"] else ""
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, metavar="X", help=f"{f.metadata['help']} {default}")
     s = Settings(**vars(parser.parse_args(argv)))
+    if s.resume and s != Settings(resume=s.resume):
+        fail("--resume goes on with the settings of that run; give it no other flag")
     for name, least in (("batch_size", 1), ("gradient_accumulation_steps", 1), ("max_iters", 1), ("max_flops", 0),
                         ("learning_rate", 0), ("min_lr", 0), ("warmup_iters", 0), ("weight_decay", 0), ("grad_clip", 0),
                         ("seed", 0), ("eval_interval", 1), ("log_interval", 1), ("lrt_subsets", 1), ("lrt_sweeps", 0)):
@@ -90,7 +92,7 @@ def parse_settings(argv):
                           ("dtype", ("", "float32", "bfloat16")), ("compile", (-1, 0, 1))):
         if getattr(s, name) not in allowed:
             fail(f"--{name}={getattr(s, name)}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
-    if s.lrt_subsets > s.block_size:
+    if s.lrt and 0 < s.block_size < s.lrt_subsets:
         fail(f"--lrt_subsets={s.lrt_subsets} is more than --block_size={s.block_size}, which is exact already")
     try:
         s.loss_weights()
@@ -198,7 +200,7 @@ def learning_rate(step, max_iters, s):
 # ---- The run -----------------------------------------------------------------------------------------------------
 
 def start_or_resume(s):
-    """(settings, checkpoint or None), with out_dir ready to be written to."""
+    """(settings, checkpoint or None). Ends with an error rather than replace a run unasked."""
     if s.resume:
         folder, checkpoint = Path(s.resume), load_checkpoint(Path(s.resume) / "last.pt", "cpu")[2]
         s = Settings(**{**checkpoint["settings"], "out_dir": str(folder), "resume": str(folder)})
@@ -206,11 +208,17 @@ def start_or_resume(s):
     folder = Path(s.out_dir)
     if (folder / "last.pt").exists() and not s.overwrite:
         fail(f"{folder} holds a run: go on with it (--resume={folder}), replace it (--overwrite=1) or use another --out_dir")
+    return s, None
+
+
+def make_out_dir(folder):
+    """The folder, without what another run left in it: start_or_resume has seen to it that this is wanted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("last.pt", "best.pt", "log.jsonl", "run.json"):
+            (folder / name).unlink(missing_ok=True)
     except OSError as e:
         fail(f"--out_dir={folder}: {e.strerror}")
-    return s, None
 
 
 def main(argv=None):
@@ -225,7 +233,7 @@ def main(argv=None):
         config = GPTConfig(s.block_size, codec.vocab_size, s.n_layer, s.n_head, s.n_embd, s.dropout, bool(s.lrt),
                            s.lrt_memory_layer, s.lrt_memory_proj)
     except ValueError as e:
-        fail(f"--{e}")
+        fail(f"--{'lrt_' if str(e).startswith('memory') else ''}{e}")
     torch.manual_seed(s.seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model, s)
@@ -257,6 +265,8 @@ def main(argv=None):
     run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops_per_step": flops,
            "parameters": sum(p.numel() for p in model.parameters()),
            "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()}
+    if not checkpoint:
+        make_out_dir(out)
     write_atomic(out / "run.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
 
     def save(path, **more):
@@ -267,8 +277,17 @@ def main(argv=None):
         save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, best=best, recent=recent, rows=rows,
              seconds=seconds + time.perf_counter() - start)
 
+    def stop_after_this_step(*_):
+        interrupted.append(True)
+        print("\nstopping after this step ...", flush=True)
+
+    def check(loss, what):
+        if not math.isfinite(loss):
+            saved = f"{out / 'last.pt'} is from step {rows[-1]['iter']:,}" if rows else "nothing was saved yet"
+            fail(f"{what} is {loss} in step {step + 1:,}; {saved}. Try a smaller --learning_rate")
+
     interrupted = []
-    signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))      # looked at between two steps
+    signal.signal(signal.SIGINT, stop_after_this_step)
     start = lap = time.perf_counter()
     lap_step, n = first, first
     for step in range(first, max_iters):
@@ -280,8 +299,7 @@ def main(argv=None):
                 loss = compute_loss(model, s, x, y, s.loss_weights()) / s.gradient_accumulation_steps
             loss.backward()
             total += loss.item()
-        if not math.isfinite(total):
-            fail(f"the loss is {total} in step {step}; {out}/last.pt is from before. Try a smaller --learning_rate")
+        check(total, "the training loss")
         if s.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
@@ -299,6 +317,7 @@ def main(argv=None):
             lap, lap_step = now, n
         if n % s.eval_interval == 0 or n == max_iters:
             result = evaluate(model, s, codec, tokens["val"], device)
+            check(result["val_loss_exact"], "the validation loss")
             row = {"iter": n, "tokens": n * tokens_per_step, "flops": n * flops,
                    "seconds": seconds + time.perf_counter() - start, "train_loss": float(np.mean(recent)), **result}
             recent = []
@@ -315,26 +334,27 @@ def main(argv=None):
             save_last()
             print(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
             sys.exit(130)
-    if rows:
-        report(s, out, rows, tokens, device)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    report(s, out, rows, tokens, device)
 
 
 def report(s, out, rows, tokens, device):
     """The final table, and a short sample of the best checkpoint."""
     model, codec, _ = load_checkpoint(out / "best.pt", device)
     last, best = rows[-1], min(rows, key=lambda row: row["val_loss_exact"])
-    table = [("validation, exact decoding", last), *([("  best, in best.pt", best)] if best is not last else []),
-             ("  on the training graph", {"loss": last["val_loss"]})]
+    table = [("validation, exact decoding", best), ("  on the training graph", {"loss": best["val_loss"]})]
     if s.lrt:
         hold_latent_at_zero(model)
         table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, tokens["val"], device)))
+    if best is not last:
+        table.append(("  exact, at the last step", last))
     print(f"\n{'':28}{'nats/token':>12}{'bits/byte':>12}{'step':>9}{'seconds':>9}")
     for name, row in table:
         bpb = f"{row['val_bpb_exact']:12.4f}" if "val_bpb_exact" in row else ""
         when = f"{row['iter']:9,}{row['seconds']:9.0f}" if "iter" in row else ""
         print(f"{name:28}{row.get('loss', row.get('val_loss_exact')):12.4f}{bpb}{when}")
     if s.lrt:
-        gap = last["val_loss_exact"] - last["val_loss"]
+        gap = best["val_loss_exact"] - best["val_loss"]
         print(f"exact - training graph = {gap:+.4f}: " + ("they agree" if abs(gap) < 0.02 else "THEY DISAGREE: decoding does not "
               "do what the parallel training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential"))
     print(f"\n---- sample of {out / 'best.pt'}; more: python sample.py --out_dir={out} " + "-" * 20)
