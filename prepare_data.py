@@ -225,19 +225,22 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, data_dir="data"
     splits = {"train": text[:cut], "val": text[cut:]}
     if not splits["train"] or len(splits["val"]) < 2:
         fail(f"{input}: {len(text)} characters are too few to train on")
-    codec = char_codec(text) if tokenizer == "char" else gpt2_codec() if tokenizer == "gpt2" else bpe_codec(splits["train"], int(merges[1]))
-    if len(codec.get("chars", ())) > MAX_VOCAB:
-        fail(f"{input}: {len(codec['chars']):,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
-    encode = Codec(codec).encode
+    if tokenizer == "char":
+        entry = char_codec(text)
+    else:
+        entry = gpt2_codec() if tokenizer == "gpt2" else bpe_codec(splits["train"], int(merges[1]))
+    codec = Codec(entry)
+    if codec.vocab_size > MAX_VOCAB:
+        fail(f"{input}: {codec.vocab_size:,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
     meta = {"dataset": dataset, "source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "characters": len(text), "tokenizer": tokenizer, "vocab_size": Codec(codec).vocab_size}
+            "characters": len(text), "tokenizer": tokenizer, "vocab_size": codec.vocab_size}
     (folder / "meta.json").unlink(missing_ok=True)
     for split, part in splits.items():
-        tokens = np.array(encode(part), dtype="<u2")
+        tokens = np.array(codec.encode(part), dtype="<u2")
         write_atomic(folder / f"{split}.bin", lambda f: f.write(tokens.tobytes()))
         meta[f"{split}_tokens"] = len(tokens)
         print(f"{folder / split}.bin: {len(tokens):,} tokens", file=sys.stderr)
-    meta["codec"] = codec
+    meta["codec"] = entry
     write_atomic(folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
     return folder
 
