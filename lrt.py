@@ -75,7 +75,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        r = torch.rsqrt(x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps)
+        r = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.size(-1) + torch.finfo(x.dtype).eps)
         y = x * r
         ctx.save_for_backward(y, r)
         return y
@@ -83,7 +83,23 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, r = ctx.saved_tensors
-        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1) * r
+        dot = (grad.unsqueeze(-2) @ y.unsqueeze(-1)).squeeze(-1)        # sum over the last dimension of grad * y
+        return torch.addcmul(grad, y, dot, value=-1 / y.size(-1)) * r
+
+
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)², with its derivative 2 relu(x) written out, for the same reason."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = F.relu(x)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, grad):
+        r, = ctx.saved_tensors
+        return 2 * r * grad
 
 
 def rotary_table(start, length, head_dim, like):
@@ -103,7 +119,7 @@ def rotate(x, rope):
 
     x (..., T, D), rope (2, T, D) -> (..., T, D)."""
     cos, sin = rope
-    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
 
 def shift_right(h, first=None):                                                                      # LRT
@@ -147,23 +163,31 @@ class Block(nn.Module):
         self.w_g = nn.Linear(C, 2 * H, bias=False) if config.lrt else None                           # LRT
         self.dropout = nn.Dropout(config.dropout)
 
-    def qkv(self, y, rope, u=None):
-        """Queries, keys and values of normed inputs y (B, T, C): three tensors (B, H, T, D).
-        u (B, T, 2C) is the memory's share of keys and values, (U_k m, U_v m).                         LRT"""
+    def projections(self):
+        """W_q, W_k, W_v and W_g one under the other, (3C + 2H, C): one product with y instead of four."""
         weights = [self.w_q.weight, self.w_k.weight, self.w_v.weight]
         if self.w_g is not None:                                                                     # LRT
             weights.append(self.w_g.weight)                                                          # LRT
-        out = F.linear(y, torch.cat(weights))           # one product instead of three or four
-        qkv = out[..., :3 * y.size(-1)].unflatten(-1, (3, self.n_head, self.head_dim))   # (B, T, 3, H, D)
-        q, kv = qkv[:, :, 0], qkv[:, :, 1:]                                               # (B, T, 2, H, D)
-        if self.w_g is not None:                                                                     # LRT
-            gate = 2 * torch.sigmoid(out[..., 3 * y.size(-1):])     # (B, T, 2H): g_local, then g_mem  LRT
-            local, mem = gate[:, :, None, :, None].chunk(2, dim=3)  # (B, T, 1, H, 1) each             LRT
-            kv = local * kv                                                                          # LRT
+        return torch.cat(weights)
+
+    def qkv(self, w, y, rope, u=None):
+        """Queries, keys and values of normed inputs y (B, T, C), w being projections(): three tensors (B, H, T, D).
+        u (B, T, 2C) is the memory's share of keys and values, (U_k m, U_v m).                         LRT"""
+        C, heads = y.size(-1), (self.n_head, self.head_dim)
+        if self.w_g is None:
+            qk, v = F.linear(y, w).split([2 * C, C], dim=-1)
+            qk, v = qk.unflatten(-1, (2, *heads)), v.unflatten(-1, heads)                    # (B, T, 2, H, D), (B, T, H, D)
+        else:                                                                                        # LRT
+            q, kv, gate = F.linear(y, w).split([C, 2 * C, 2 * self.n_head], dim=-1)                  # LRT
+            gate = 2 * torch.sigmoid(gate.contiguous())                                              # LRT
+            local, mem = gate.unflatten(-1, (2, 1, self.n_head, 1)).unbind(2)    # g_local, g_mem: (B, T, 1, H, 1)  LRT
+            kv = local * kv.unflatten(-1, (2, *heads))                           # (B, T, 2, H, D)     LRT
             if u is not None:                                                                        # LRT
-                kv = kv + mem * u.unflatten(-1, (2, self.n_head, self.head_dim))                     # LRT
-        q, k, v = (part.transpose(1, 2) for part in (q, *kv.unbind(2)))                   # (B, H, T, D)
-        return norm(rotate(q, rope)), norm(rotate(k, rope)), v
+                kv = torch.addcmul(kv, mem, u.unflatten(-1, (2, *heads)))                            # LRT
+            k, v = kv.unbind(2)                                                                      # LRT
+            qk = torch.stack([q.unflatten(-1, heads), k], dim=2)                                     # LRT
+        q, k = norm(rotate(qk, rope[:, :, None, None])).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def out(self, y):
         """W_o of the attention's result y (B, H, T, D) -> (B, T, C)."""
@@ -171,7 +195,7 @@ class Block(nn.Module):
 
     def mlp(self, y):
         """W_2 relu(W_1 y)²: (B, T, C) -> (B, T, C)."""
-        return self.dropout(self.w_2(F.relu(self.w_1(y)).square()))
+        return self.dropout(self.w_2(SquaredReLU.apply(self.w_1(y))))
 
 
 class Buffer:                                                                                        # LRT
@@ -182,12 +206,13 @@ class Buffer:                                                                   
     None for plain causal order;
     state, h: lists over s of (B, T/S, C), the latest state to hand on as memory and the latest h for logits;
     k, v: for each layer a list over s of (B, H, T/S, D), the latest keys and values;
-    past: keys and values (2, L, B, H, P, D) of those P tokens; latent (B, C): memory of the first position."""
+    past: for each layer the keys, and the values, (B, H, P, D), of those P tokens; latent (B, C): memory of the first
+    position; weights: projections() of the model."""
 
     def __init__(self, n_layer):                                                                     # LRT
         self.x0, self.rope, self.mask, self.state, self.h = [], [], [], [], []                       # LRT
         self.k, self.v = [None] * n_layer, [None] * n_layer                                          # LRT
-        self.past, self.latent = None, None                                                          # LRT
+        self.past, self.latent, self.weights = None, None, None                                                          # LRT
 
     def keys_values(self, i):                                                                        # LRT
         """All keys and values of layer i, (B, H, P + T, D) each, in natural order."""
@@ -199,30 +224,29 @@ class Cache:
     """All that decoding needs to know of the tokens so far. Keys and values of the last `block_size` positions
     are preallocated: position p is in slot p mod block_size, so that generation can go on for ever.
 
-    pos: how many tokens there have been; latent (B, C): the memory for the next one (None without LRT);
+    weights: projections() of the model; k, v: for each layer (B, H, block_size, D); pos: how many tokens there have
+    been; rope (2, block_size, D): for the current lap; latent (B, C): memory for the next token (None without LRT);
     sweeps, residual: of the last prefill, how many it took and the largest change of the memory in the last one."""
 
-    def __init__(self, config, batch_size, like):
-        B, C, H = batch_size, config.n_embd, config.n_head
-        self.k = like.new_zeros(config.n_layer, B, H, config.block_size, C // H)
-        self.v = torch.zeros_like(self.k)
-        self.pos = 0
-        self.rope = None                                # (2, block_size, D): table for the current lap
-        self.latent = like.new_zeros(B, C) if config.lrt else None                                   # LRT
+    def __init__(self, config, batch_size, weights):
+        B, C, H, W = batch_size, config.n_embd, config.n_head, config.block_size
+        self.weights, self.block_size, self.pos, self.rope = weights, W, 0, None
+        self.k, self.v = ([w.new_zeros(B, H, W, C // H) for w in weights[0]] for _ in range(2))
+        self.latent = weights[0][0].new_zeros(B, C) if config.lrt else None                          # LRT
         self.sweeps, self.residual = 0, 0.0                                                          # LRT
 
     def past(self, T):
         """For T positions that come next: which of the P kept positions each may see, (T, P), being less than
-        block_size away; and the kept keys and values (2, L, B, H, P, D)."""
-        W, P = self.k.size(3), min(self.pos, self.k.size(3))
-        slot = torch.arange(P, device=self.k.device)
+        block_size away; and the kept keys and values, for each layer (B, H, P, D)."""
+        W, P, device = self.block_size, min(self.pos, self.block_size), self.k[0].device
+        slot = torch.arange(P, device=device)
         position = self.pos - 1 - (self.pos - 1 - slot) % W     # of the token in that slot: the latest p with p % W = slot
-        query = self.pos + torch.arange(T, device=self.k.device)
-        return query[:, None] - position < W, (self.k[:, :, :, :P], self.v[:, :, :, :P])
+        query = self.pos + torch.arange(T, device=device)
+        return query[:, None] - position < W, ([k[:, :, :P] for k in self.k], [v[:, :, :P] for v in self.v])
 
     def extend(self, buffer, T):
         """Take over the first T positions, at most block_size, of a finished Buffer."""
-        slots = (self.pos + torch.arange(T, device=self.k.device)) % self.k.size(3)
+        slots = (self.pos + torch.arange(T, device=self.k[0].device)) % self.block_size
         for i in range(len(buffer.k)):
             self.k[i][:, :, slots] = merge(buffer.k[i], dim=2)[:, :, :T]
             self.v[i][:, :, slots] = merge(buffer.v[i], dim=2)[:, :, :T]
@@ -288,24 +312,29 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} positions are more than block_size={self.config.block_size}; cut them, or prefill a cache")
 
+    def projections(self):
+        """Weights side by side, for any number of calls of `layers`: of each layer, and of each pair (U_k, U_v)."""
+        u = [torch.cat([k.weight, v.weight]) for k, v in zip(self.u_k, self.u_v)] if self.config.lrt else None    # LRT
+        return [block.projections() for block in self.blocks], u
+
     def rope(self, start, length):
         """The rotary table of positions start .. start + length - 1."""
         return rotary_table(start, length, self.config.n_embd // self.config.n_head, self.embed.weight)
 
-    def layers(self, x0, rope, attend, m=None):
+    def layers(self, weights, x0, rope, attend, m=None):
         """The equations of the model, for any positions: all of them, a subset, one. Everything goes through here.
 
-        x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
+        weights from projections(), x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
         of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these positions may see and where to keep k and v.
         Returns h (B, T, C), to read logits from, and the state (B, T, C) to hand on as memory (None without LRT)."""
-        x, state = x0, None
+        x, state, (w, u) = x0, None, weights
+        enter = self.beta[:, None, None, None] * x0     # what enters each layer beside x: (L, B, T, C)
         if m is not None:                                                                            # LRT
-            u = [F.linear(m, torch.cat([k.weight, v.weight])) for k, v in zip(self.u_k, self.u_v)]   # LRT (B, T, 2C)
-        for i, block in enumerate(self.blocks):
-            x = self.alpha[i] * x + self.beta[i] * x0
-            if m is not None:                                                                        # LRT
-                x = x + self.gamma[i] * m                                                            # LRT
-            q, k, v = block.qkv(norm(x), rope, None if m is None else u[i % len(u)])
+            enter = torch.addcmul(enter, self.gamma[:, None, None, None], m)                         # LRT
+            u = [F.linear(m, pair) for pair in u]       # (B, T, 2C)                                   LRT
+        for i, (block, alpha, r) in enumerate(zip(self.blocks, self.alpha.unbind(), enter.unbind())):
+            x = torch.addcmul(r, alpha, x)
+            q, k, v = block.qkv(w[i], norm(x), rope, None if m is None else u[i % len(u)])
             x = x + block.out(attend(i, q, k, v))
             x = x + block.mlp(norm(x))
             if i == self.memory_index:                                                               # LRT
@@ -330,7 +359,8 @@ class GPT(nn.Module):
         T, S, K = idx.size(1), min(subsets, idx.size(1)), sweeps
         self.check_length(T)
         if not self.config.lrt:
-            h, _ = self.layers(self.embedding(idx), self.rope(0, T), lambda i, q, k, v: attention(q, k, v, is_causal=True))
+            h, _ = self.layers(self.projections(), self.embedding(idx), self.rope(0, T),
+                               lambda i, q, k, v: attention(q, k, v, is_causal=True))
             hidden, loss_weights = [h], None
         else:                                                                                        # LRT
             if S < 1 or K < 0:                                                                       # LRT
@@ -360,6 +390,7 @@ class GPT(nn.Module):
         S, buffer = subsets, Buffer(self.config.n_layer)                                             # LRT
         idx = F.pad(idx, (0, -idx.size(1) % S))                                                      # LRT
         T, start = idx.size(1), cache.pos if cache else 0                                            # LRT
+        buffer.weights = cache.weights if cache else self.projections()                             # LRT
         x0, rope, m = self.embedding(idx), self.rope(start, T), None                                 # LRT
         mask = torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()                          # LRT
         if start:                                                                                    # LRT
@@ -378,7 +409,7 @@ class GPT(nn.Module):
                 return attention(q, k, v, is_causal=True)                                            # LRT
             return attention(q, *buffer.keys_values(i), attn_mask=mask)                              # LRT
 
-        h, state = self.layers(x0, rope, attend, m)                                                  # LRT
+        h, state = self.layers(buffer.weights, x0, rope, attend, m)                                                  # LRT
         buffer.h = split(h, S, dim=1)                                                                # LRT
         buffer.state = split(state, S, dim=1) if self.config.lrt else None                           # LRT
         return buffer                                                                                # LRT
@@ -396,7 +427,7 @@ class GPT(nn.Module):
             mask = buffer.mask[s]                                                                    # LRT
             return attention(q, *buffer.keys_values(i), attn_mask=mask, is_causal=mask is None)      # LRT
 
-        buffer.h[s], buffer.state[s] = self.layers(buffer.x0[s], buffer.rope[s], attend, m)          # LRT
+        buffer.h[s], buffer.state[s] = self.layers(buffer.weights, buffer.x0[s], buffer.rope[s], attend, m)          # LRT
 
     def forward_sequential(self, idx, targets=None):
         """The definition: one position after the other, each with the state of the one before it as its memory.
@@ -404,28 +435,28 @@ class GPT(nn.Module):
         idx, targets (B, T) -> logits (B, T, V), mean cross-entropy in nats per token or None. Differentiable.
         Raises ValueError for T > block_size."""
         self.check_length(idx.size(1))
-        x0, rope = self.embedding(idx), self.rope(0, idx.size(1))
-        keys, values = ([[] for _ in self.blocks] for _ in range(2))
+        weights, x0, rope = self.projections(), self.embedding(idx), self.rope(0, idx.size(1))
+        keys, values = ([x0.new_empty(idx.size(0), block.n_head, 0, block.head_dim) for block in self.blocks] for _ in range(2))
 
         def attend(i, q, k, v):
-            keys[i].append(k)
-            values[i].append(v)
-            return attention(q, torch.cat(keys[i], dim=2), torch.cat(values[i], dim=2))
+            keys[i], values[i] = torch.cat([keys[i], k], dim=2), torch.cat([values[i], v], dim=2)
+            return attention(q, keys[i], values[i])
 
         hidden, m = [], torch.zeros_like(x0[:, :1]) if self.config.lrt else None
         for t in range(idx.size(1)):
-            h, m = self.layers(x0[:, t:t + 1], rope[:, t:t + 1], attend, m)     # m_{t+1} = state of t
+            h, m = self.layers(weights, x0[:, t:t + 1], rope[:, t:t + 1], attend, m)     # m_{t+1} = state of t
             hidden.append(h)
         logits = self.logits(torch.cat(hidden, dim=1))
         return logits, None if targets is None else cross_entropy(logits, targets)[0]
 
     # ---- Inference ---------------------------------------------------------------------------------------------
 
-    def init_cache(self, batch_size):
-        """An empty Cache for `batch_size` sequences."""
-        return Cache(self.config, batch_size, like=self.embed.weight)
-
     @torch.no_grad()
+    def init_cache(self, batch_size):
+        """An empty Cache for `batch_size` sequences; for the weights as they are now."""
+        return Cache(self.config, batch_size, self.projections())
+
+    @torch.inference_mode()
     def step(self, idx, cache):
         """One token: idx (B,) -> logits (B, V) for the next one. Exact; advances the cache."""
         W = self.config.block_size
@@ -434,11 +465,11 @@ class GPT(nn.Module):
             cache.rope = self.rope(cache.pos - slot, W)
 
         def attend(i, q, k, v):
-            cache.k[i, :, :, slot], cache.v[i, :, :, slot] = k[:, :, 0], v[:, :, 0]
-            return attention(q, cache.k[i, :, :, :filled], cache.v[i, :, :, :filled])
+            cache.k[i][:, :, slot:slot + 1], cache.v[i][:, :, slot:slot + 1] = k, v
+            return attention(q, cache.k[i][:, :, :filled], cache.v[i][:, :, :filled])
 
         m = cache.latent[:, None] if self.config.lrt else None                                       # LRT
-        h, state = self.layers(self.embedding(idx[:, None]), cache.rope[:, slot:slot + 1], attend, m)
+        h, state = self.layers(cache.weights, self.embedding(idx[:, None]), cache.rope[:, slot:slot + 1], attend, m)
         if self.config.lrt:                                                                          # LRT
             cache.latent = state[:, 0]                                                               # LRT
         cache.pos += 1

@@ -156,7 +156,7 @@ def test_task2_keys_and_values_with_memory(has_lrt, has_memory):
     model = random_model(lrt=has_lrt)
     block, H, D = model.blocks[0], 2, 8
     y, u, rope = torch.randn(2, 5, 16).double(), torch.randn(2, 5, 32).double(), model.rope(3, 5)
-    q, k, v = block.qkv(y, rope, u if has_memory else None)
+    q, k, v = block.qkv(block.projections(), y, rope, u if has_memory else None)
     for b in range(2):
         for t in range(5):
             gate = 2 / (1 + torch.exp(-block.w_g.weight @ y[b, t])) if has_lrt else torch.ones(4)
@@ -198,7 +198,7 @@ def test_task3_plain_model():
     model = random_model(lrt=False)
     idx = tokens(model, 2, 13)
     mask = torch.ones(13, 13, dtype=torch.bool).tril()
-    h, state = model.layers(model.embedding(idx), model.rope(0, 13), lambda i, q, k, v: lrt.attention(q, k, v, attn_mask=mask))
+    h, state = model.layers(model.projections(), model.embedding(idx), model.rope(0, 13), lambda i, q, k, v: lrt.attention(q, k, v, attn_mask=mask))
     assert state is None
     close(model.forward_sequential(idx)[0], model.logits(h))
 
@@ -223,7 +223,7 @@ def test_task4_steps_are_the_definition(name, B, T):
 def windowed_reference(model, idx):
     """Logits when attention sees the last block_size positions and the memory goes on: the token loop, with all keys
     kept and an explicit window."""
-    W, x0, rope = model.config.block_size, model.embedding(idx), model.rope(0, idx.size(1))
+    W, weights, x0, rope = model.config.block_size, model.projections(), model.embedding(idx), model.rope(0, idx.size(1))
     keys, values = ([[] for _ in model.blocks] for _ in range(2))
     def attend(i, q, k, v):
         keys[i].append(k)
@@ -232,7 +232,7 @@ def windowed_reference(model, idx):
     out, m = [], torch.zeros_like(x0[:, :1]) if model.config.lrt else None
     with torch.no_grad():
         for t in range(idx.size(1)):
-            h, m = model.layers(x0[:, t:t + 1], rope[:, t:t + 1], attend, m)
+            h, m = model.layers(weights, x0[:, t:t + 1], rope[:, t:t + 1], attend, m)
             out.append(model.logits(h[:, 0]))
     return torch.stack(out, 1)
 
@@ -244,7 +244,7 @@ def test_task4_steps_slide_over_the_last_block(has_lrt):
     cache, expected = model.init_cache(2), windowed_reference(model, idx)
     for t in range(45):
         close(model.step(idx[:, t], cache), expected[:, t])
-    assert cache.k.shape == model.init_cache(2).k.shape and cache.pos == 45
+    assert cache.k[0].shape == model.init_cache(2).k[0].shape and cache.pos == 45
 
 
 def test_task4_sequences_do_not_see_each_other():
@@ -309,7 +309,7 @@ def test_task5_one_subset_pass(S):
                 values = [buffer.v[i][p % S][:, :, p // S] for p in range(t + 1)]
                 return lrt.attention(q, torch.stack(keys, 2), torch.stack(values, 2))
             m = state[:, t - 1:t] if t else torch.zeros(2, 1, 16).double()
-            h, new = model.layers(model.embedding(idx[:, t:t + 1]), model.rope(t, 1), attend, m)
+            h, new = model.layers(buffer.weights, model.embedding(idx[:, t:t + 1]), model.rope(t, 1), attend, m)
             close(buffer.h[s][:, t // S], h[:, 0])
             close(buffer.state[s][:, t // S], new[:, 0])
         assert all(not torch.equal(buffer.k[i][s], k[i][s]) and not torch.equal(buffer.v[i][s], v[i][s]) for i in range(3)) or s == 0
@@ -547,11 +547,11 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("values not written back", "GPT.refine", "buffer.k[i][s], buffer.v[i][s] = k, v", "buffer.k[i][s] = k"),
     ("buffer detached", "GPT.refine", "= k, v", "= k.detach(), v.detach()"),
     ("positions of the first subset for all", "GPT.refine", "buffer.rope[s]", "buffer.rope[0]"),
-    ("local gate ignored", "Block.qkv", "local * kv", "kv"),
+    ("local gate ignored", "Block.qkv", "local * kv.", "kv."),
     ("gates swapped", "Block.qkv", "local, mem =", "mem, local ="),
-    ("memory gate ignored", "Block.qkv", "mem * u", "u"),
-    ("gamma ignored", "GPT.layers", "x + self.gamma[i] * m", "x"),
-    ("U_k and U_v swapped", "GPT.layers", "zip(self.u_k, self.u_v)", "zip(self.u_v, self.u_k)"),
+    ("memory gate ignored", "Block.qkv", "mem, u", "torch.ones_like(mem), u"),
+    ("gamma ignored", "GPT.layers", "self.gamma[:, None, None, None], m", "0 * self.gamma[:, None, None, None], m"),
+    ("U_k and U_v swapped", "GPT.layers", "[F.linear(m, pair) for pair in u]", "[F.linear(m, pair.roll(m.size(-1), 0)) for pair in u]"),
     ("first pair of U for all layers", "GPT.layers", "u[i % len(u)]", "u[0]"),
     ("mask lets one later position in", "GPT.fill", ".tril()", ".tril(1)"),
     ("subset sees itself one place too early", "GPT.fill", "split(mask, S, dim=0)", "split(mask.roll(-1, 0), S, dim=0)"),
@@ -564,8 +564,8 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("rotary table of the first lap for ever", "GPT.step", "if slot == 0 or cache.rope is None", "if cache.rope is None"),
     ("step keeps the old latent", "GPT.step", "cache.latent = state[:, 0]", "pass"),
     ("step sees a key too many", "GPT.step", "min(cache.pos + 1, W)", "min(cache.pos + 2, W)"),
-    ("new sequence, old cache", "GPT.init_cache", "return Cache(self.config, batch_size, like=self.embed.weight)",
-     "return self.__dict__.setdefault('old', Cache(self.config, batch_size, like=self.embed.weight))"),
+    ("new sequence, old cache", "GPT.init_cache", "return Cache(self.config, batch_size, self.projections())",
+     "return self.__dict__.setdefault('old', Cache(self.config, batch_size, self.projections()))"),
     ("latent dropped after the prompt", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "torch.zeros_like(self.latent)"),
     ("latent of a padding position", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "merge(buffer.state, dim=1)[:, -1]"),
     ("prompt starts without the latent", "GPT.refine", "shift_right(buffer.state[-1], buffer.latent)", "shift_right(buffer.state[-1])"),
