@@ -443,8 +443,8 @@ class GPT(nn.Module):
             return attention(q, keys[i], values[i])
 
         hidden, m = [], torch.zeros_like(x0[:, :1]) if self.config.lrt else None
-        for t in range(idx.size(1)):
-            h, m = self.layers(weights, x0[:, t:t + 1], rope[:, t:t + 1], attend, m)     # m_{t+1} = state of t
+        for x0_t, rope_t in zip(x0.split(1, dim=1), rope.split(1, dim=1)):
+            h, m = self.layers(weights, x0_t, rope_t, attend, m)                # m_{t+1} = state of t
             hidden.append(h)
         logits = self.logits(torch.cat(hidden, dim=1))
         return logits, None if targets is None else cross_entropy(logits, targets)[0]
