@@ -3,14 +3,17 @@
     python prepare_data.py                                  tiny Shakespeare, one token per character
     python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from its training split
     python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
+    python prepare_data.py --dataset=parity --length=32     a task instead of text: rows of inputs and targets; or swaps
 
-The first 90% of the characters are for training, the rest for validation, as in nanoGPT.
+The first 90% of the characters are for training, the rest for validation, as in nanoGPT. Tasks also write train_y.bin
+and val_y.bin, as their targets are not the next token.
 """
 import argparse
 import base64
 import codecs
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -86,7 +89,8 @@ def read_text(path):
 class Codec:
     """Text to token numbers and back, from the "codec" entry of meta.json: plain values, so a checkpoint holds it.
 
-    {"kind": "char", "chars": [...]}, or {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}.
+    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}, or, for
+    the numbers of a task with spaces between them, {"kind": "numbers", "count": ...}.
     token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is not like that."""
 
     def __init__(self, entry):
@@ -98,6 +102,8 @@ class Codec:
             self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
             self.encoding = tiktoken.Encoding("bpe", pat_str=entry["pattern"], mergeable_ranks=ranks, special_tokens={})
+        elif self.kind == "numbers":
+            self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
         else:
             raise ValueError(f"unknown codec {self.kind!r}")
         self.vocab_size = len(self.token_bytes)
@@ -106,6 +112,10 @@ class Codec:
         """Token numbers of a text. Raises ValueError that names the characters it has no token for."""
         if self.kind == "bpe":
             return self.encoding.encode_ordinary(text)
+        if self.kind == "numbers":
+            if wrong := [n for n in text.split() if not (n.isdecimal() and int(n) < self.vocab_size)]:
+                raise ValueError(f"{wrong[0]!r} is not a number from 0 to {self.vocab_size - 1}")
+            return [int(n) for n in text.split()]
         unknown = sorted(set(text) - set(self.index))
         if unknown:
             raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; "
@@ -167,6 +177,39 @@ def bpe_codec(text, merges):
     return {"kind": "bpe", "pattern": BPE_PATTERN, "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
 
+# ---- Tasks of state tracking: what is asked at a position depends on all inputs so far, in their order ----------------
+
+def parity(x):
+    """Bits; the target is 1 where the number of ones so far is odd. x (rows, length) -> targets (rows, length)."""
+    return x.cumsum(1) % 2
+
+
+def swaps(x):
+    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on two places, each for one of the 10
+    pairs of places; the target is the number of the arrangement, 0 to 119 in dictionary order. (rows, length) -> same."""
+    arrangements = list(itertools.permutations(range(5)))
+    pairs = [(0, 0), *itertools.combinations(range(5), 2)]
+    follower = np.empty((len(arrangements), len(pairs)), dtype=int)
+    for (a, arrangement), (p, (i, j)) in itertools.product(enumerate(arrangements), enumerate(pairs)):
+        after = list(arrangement)
+        after[i], after[j] = after[j], after[i]
+        follower[a, p] = arrangements.index(tuple(after))
+    y, state = np.empty_like(x), np.zeros(len(x), dtype=int)
+    for t in range(x.shape[1]):
+        y[:, t] = state = follower[state, x[:, t]]
+    return y
+
+
+TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}      # targets from inputs, different inputs, different targets
+
+
+def task_rows(task, rows, length, rng):
+    """Random inputs and their targets, (rows, length) each."""
+    target, n_inputs, _ = TASKS[task]
+    x = rng.integers(n_inputs, size=(rows, length))
+    return x, target(x)
+
+
 # ---- Sources -----------------------------------------------------------------------------------------------------
 
 def download(url, size, sha256):
@@ -202,23 +245,21 @@ def shakespeare(folder):
 
 # ---- data/NAME/ --------------------------------------------------------------------------------------------------
 
-def prepare(dataset="shakespeare", tokenizer="char", input=None, data_dir="data"):
+def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows=20_000, seed=0, data_dir="data"):
     """Write data_dir/dataset/ and return its path. meta.json is written last: a folder that has it is whole."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
         fail(f"--dataset={dataset}: a name of letters, digits, '_', '-' and '.', as it becomes a folder in {data_dir}/")
+    if dataset in TASKS and input is None:
+        return prepare_task(dataset, length, rows, seed, data_dir)
     merges = re.fullmatch(r"bpe:(\d{1,5})", tokenizer)
     if tokenizer not in ("char", "gpt2") and not (merges and 1 <= int(merges[1]) <= MAX_VOCAB - 256):
         fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
     if input is None and dataset != "shakespeare":
         fail(f"--dataset={dataset} is not in {Path(data_dir).absolute()}; make it with: "
              f"python prepare_data.py --dataset={dataset} --input=FILE")
-    folder = Path(data_dir) / dataset
     if input is not None:
         text, source = read_text(input), f"file: {Path(input).name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        fail(f"cannot make folder {folder}: {e.strerror}")
+    folder = make_folder(Path(data_dir) / dataset)
     if input is None:
         text, source = shakespeare(folder)
     cut = int(len(text) * 0.9)
@@ -234,31 +275,69 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, data_dir="data"
         fail(f"{input}: {codec.vocab_size:,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
     meta = {"dataset": dataset, "source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "characters": len(text), "tokenizer": tokenizer, "vocab_size": codec.vocab_size}
-    (folder / "meta.json").unlink(missing_ok=True)
-    for split, part in splits.items():
-        tokens = np.array(codec.encode(part), dtype="<u2")
-        write_atomic(folder / f"{split}.bin", lambda f: f.write(tokens.tobytes()))
-        meta[f"{split}_tokens"] = len(tokens)
-        print(f"{folder / split}.bin: {len(tokens):,} tokens", file=sys.stderr)
-    meta["codec"] = entry
-    write_atomic(folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
+    write_dataset(folder, {split: codec.encode(part) for split, part in splits.items()}, {**meta, "codec": entry})
     return folder
 
 
+def prepare_task(task, length, rows, seed, data_dir):
+    """Write data_dir/task/: `rows` different rows of `length` inputs and targets, the last tenth for validation."""
+    for name, value, least in (("length", length, 1), ("rows", rows, 20), ("seed", seed, 0)):
+        if value < least:
+            fail(f"--{name}={value}: must be at least {least}")
+    _, n_inputs, n_targets = TASKS[task]
+    if 2 * rows > n_inputs ** length:
+        fail(f"--rows={rows}: there are just {n_inputs ** length:,} different rows of --length={length}; take half of that or less")
+    rng, unique = np.random.default_rng(seed), np.empty((0, length), dtype=int)
+    while len(unique) < rows:
+        unique = np.unique(np.concatenate([unique, task_rows(task, rows, length, rng)[0]]), axis=0)
+    x = rng.permutation(unique)[:rows]
+    y, cut = TASKS[task][0](x), rows - rows // 10
+    splits = {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}
+    meta = {"dataset": task, "task": task, "source": f"generated: {task}, {rows:,} rows of {length}, seed {seed}", "length": length,
+            "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "vocab_size": max(n_inputs, n_targets)}
+    folder = make_folder(Path(data_dir) / task)
+    write_dataset(folder, splits, {**meta, "codec": {"kind": "numbers", "count": max(n_inputs, n_targets)}})
+    return folder
+
+
+def make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        fail(f"cannot make folder {path}: {e.strerror}")
+    return path
+
+
+def write_dataset(folder, splits, meta):
+    """NAME.bin for each split, then meta.json with the number of tokens in each."""
+    (folder / "meta.json").unlink(missing_ok=True)
+    for split, tokens in splits.items():
+        tokens = np.asarray(tokens, dtype="<u2")
+        write_atomic(folder / f"{split}.bin", lambda f: f.write(tokens.tobytes()))
+        meta[f"{split}_tokens"] = tokens.size
+        print(f"{folder / split}.bin: {tokens.size:,} tokens", file=sys.stderr)
+    write_atomic(folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
+
+
 def load(dataset, data_dir="data"):
-    """(meta, codec, {"train": tokens, "val": tokens}) of a prepared folder, the tokens memory-mapped uint16."""
+    """(meta, codec, splits) of a prepared folder: splits["train"] and splits["val"] are memory-mapped uint16 tokens; for
+    a task in rows, with their targets in splits["train_y"] and splits["val_y"]."""
     folder = Path(data_dir) / dataset
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        codec = Codec(meta["codec"])
-        tokens = {}
-        for split in ("train", "val"):
-            tokens[split] = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
-            if len(tokens[split]) != meta[f"{split}_tokens"]:
-                raise ValueError(f"{split}.bin has {len(tokens[split]):,} tokens, meta.json says {meta[f'{split}_tokens']:,}")
+        codec, splits = Codec(meta["codec"]), {}
+        for split in ("train", "val", "train_y", "val_y") if "task" in meta else ("train", "val"):
+            path = folder / f"{split}.bin"
+            if path.stat().st_size != 2 * meta[f"{split}_tokens"]:
+                raise ValueError(f"{split}.bin has {path.stat().st_size:,} bytes, not 2 for each of its {meta[f'{split}_tokens']:,} tokens")
+            splits[split] = np.memmap(path, dtype="<u2", mode="r")
+            if splits[split].max() >= codec.vocab_size:
+                raise ValueError(f"{split}.bin has a token {splits[split].max()}, but the vocabulary ends before {codec.vocab_size}")
+            if "task" in meta:
+                splits[split] = splits[split].reshape(-1, meta["length"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
-    return meta, codec, tokens
+    return meta, codec, splits
 
 
 def main(argv=None):
@@ -266,6 +345,9 @@ def main(argv=None):
     parser.add_argument("--dataset", default="shakespeare", help="name of the folder in data/ (default: shakespeare)")
     parser.add_argument("--tokenizer", default="char", help="char, gpt2 or bpe:N, N merges learned from the text (default: char)")
     parser.add_argument("--input", metavar="FILE", help="UTF-8 text to use; without it, tiny Shakespeare is downloaded")
+    parser.add_argument("--length", type=int, default=32, help="of a task's rows (default: 32)")
+    parser.add_argument("--rows", type=int, default=20_000, help="how many rows of a task (default: 20,000)")
+    parser.add_argument("--seed", type=int, default=0, help="of a task's rows (default: 0)")
     prepare(**vars(parser.parse_args(argv)))
 
 

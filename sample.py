@@ -1,4 +1,6 @@
-"""Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:" """
+"""Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
+With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1"
+"""
 import os
 import sys
 import time
@@ -100,6 +102,10 @@ def main(argv=None):
         fail("--prompt is empty; give at least one character")
     if not args.latent:
         hold_latent_at_zero(model)
+    if codec.kind == "numbers":                     # a task: what is asked for after each input, not a text that goes on
+        cache = model.eval().init_cache(1)
+        print(codec.decode([model.step(torch.tensor([token], device=device), cache).argmax().item() for token in prompt]).strip())
+        return
     line = stream(model.eval(), codec, prompt, args.num_samples, args.max_new_tokens, args.temperature, args.top_k,
                   torch.Generator(device).manual_seed(args.seed), args.prefill == "stepwise")
     print(line, file=sys.stderr)

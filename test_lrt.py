@@ -729,6 +729,67 @@ def test_download_is_checked_by_size_and_sum(here, monkeypatch):
             prepare_data.download("http://example.org", 1000, "0" * 64)
 
 
+# ---- Tasks -------------------------------------------------------------------------------------------------------
+
+def test_task_targets_are_what_they_say():
+    """A row at a time: bits counted, and objects carried from place to place."""
+    rng = np.random.default_rng(0)
+    x, y = prepare_data.task_rows("parity", 20, 33, rng)
+    assert all(y[r, t] == sum(x[r, :t + 1]) % 2 for r in range(20) for t in range(33)) and set(x.flat) == {0, 1}
+    x, y = prepare_data.task_rows("swaps", 20, 33, rng)
+    pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)]
+    for row, targets in zip(x.tolist(), y.tolist()):
+        objects = list("abcde")
+        for operation, target in zip(row, targets):
+            if operation:
+                i, j = pairs[operation - 1]
+                objects[i], objects[j] = objects[j], objects[i]
+            smaller = [sum(other < o for other in objects[k + 1:]) for k, o in enumerate(objects)]
+            assert target == sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))      # rank of a permutation
+    assert set(x.flat) == set(range(11)) and len(set(y.flat)) > 100
+
+
+def test_task_rows_are_different_and_seeded(here):
+    read = lambda: prepare_data.load("parity")[2]
+    prepare_data.prepare("parity", length=9, rows=200)
+    data = read()
+    train_rows, val_rows = ({tuple(row) for row in data[name].tolist()} for name in ("train", "val"))
+    assert len(train_rows) == 180 and len(val_rows) == 20 and not train_rows & val_rows
+    first = data["train"].copy()
+    prepare_data.prepare("parity", length=9, rows=200)
+    assert np.array_equal(first, read()["train"])
+    prepare_data.prepare("parity", length=9, rows=200, seed=1)
+    assert not np.array_equal(first, read()["train"])
+
+
+SMALL_TASK = "--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 --eval_interval=20 --device=cpu --lrt=1".split()
+
+
+def test_task_is_learned_exactly_and_reported_by_length(here, capsys):
+    prepare_data.prepare("parity", length=8, rows=120)
+    assert run(train, *SMALL_TASK, "--lrt_mode=sequential", "--max_iters=60", "--curriculum=2:10") == 0
+    out, log = capsys.readouterr().out, rows("out")
+    assert "last tenth of 8:" in out and "they agree" in out and "over the whole row" in out
+    assert [row["tokens"] for row in log] == [32 * (2 * 10 + 8 * (n - 10)) for n in (20, 40, 60)]
+    assert list(log[-1]["accuracy_by_length"]) == ["8", "16", "32", "64", "128"] and log[-1]["val_accuracy_exact"] > 0.9
+    model, codec, _ = sample.load_checkpoint(Path("out/last.pt"), "cpu")
+    x, y = prepare_data.task_rows("parity", 256, 128, np.random.default_rng((1337, 60)))
+    right = windowed_reference(model, torch.from_numpy(x)).argmax(-1).numpy() == y
+    assert log[-1]["accuracy_by_length"]["128"] == pytest.approx(right[:, 115:].mean(), abs=1e-3)
+    assert log[-1]["accuracy_whole_by_length"]["32"] == pytest.approx(right[:, :32].mean(), abs=1e-3)
+    assert run(sample, "--prompt=1 0 1 1 0 1") == 0
+    assert capsys.readouterr().out.split() == ["1", "1", "0", "1", "1", "0"]
+
+
+def test_task_run_says_that_decoding_disagrees_with_training(here, capsys):
+    """After training on the last sweep alone, S = 1: what the first pass leaves behind is not there when decoding."""
+    prepare_data.prepare("parity", length=8, rows=120)
+    assert run(train, *SMALL_TASK, "--lrt_subsets=1", "--lrt_loss_weights=0,1", "--max_iters=60") == 0
+    row = min(rows("out"), key=train.badness)
+    assert row["val_accuracy"] > row["val_accuracy_exact"] + 0.02
+    assert "THEY DISAGREE" in capsys.readouterr().out
+
+
 # ---- The scripts -------------------------------------------------------------------------------------------------
 
 SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 --max_iters=6 --eval_interval=3 "
@@ -869,6 +930,13 @@ BAD_INPUT = [
     (train, ["--out_dir=text.txt"], "out_dir"),
     (train, ["--out_dir=run"], "run"),
     (train, ["--resume=nowhere"], "no other flag"),
+    (train, ["--curriculum=4"], "curriculum"),
+    (train, ["--curriculum=0:5"], "curriculum"),
+    (train, ["--dataset=parity", "--block_size=4"], "block_size"),
+    (prepare_data, ["--dataset=parity", "--length=0"], "--length"),
+    (prepare_data, ["--dataset=parity", "--length=5", "--rows=20"], "--rows"),
+    (prepare_data, ["--dataset=swaps", "--rows=1"], "--rows"),
+    (sample, ["--out_dir=task", "--prompt=1 2"], "'2'"),
     (prepare_data, ["--input=missing.txt"], "missing.txt"),
     (prepare_data, ["--input=empty.txt"], "empty.txt"),
     (prepare_data, ["--input=latin1.txt"], "UTF-8"),
@@ -889,6 +957,8 @@ BAD_INPUT = [
 def test_bad_input_ends_in_one_line_and_changes_nothing(here, capsys):
     prepare_data.prepare("mine", "char", "text.txt")
     assert run(train, *SMALL, "--lrt=1", "--out_dir=run") == 0
+    prepare_data.prepare("parity", length=8, rows=120)
+    assert run(train, *SMALL_TASK, "--max_iters=2", "--out_dir=task") == 0
     Path("empty.txt").touch()
     Path("latin1.txt").write_bytes("naïve".encode("latin-1"))
     Path("data/broken").mkdir()

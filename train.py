@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrt import GPT, GPTConfig
-from prepare_data import Parser, fail, load, prepare, write_atomic
+from prepare_data import Parser, fail, load, prepare, task_rows, write_atomic
 from sample import find_device, hold_latent_at_zero, load_checkpoint, stream
 
 
@@ -29,12 +30,12 @@ def option(default, help):
 @dataclass
 class Settings:
     # files
-    dataset: str = option("shakespeare", "folder in data/, see prepare_data.py")
+    dataset: str = option("shakespeare", "folder in data/, see prepare_data.py; parity and swaps are tasks with settings of their own")
     out_dir: str = option("out", "where checkpoints and the log go")
     overwrite: int = option(0, "1: replace the run that out_dir holds")
     resume: str = option("", "folder of a run to go on with, as it was started")
     # model
-    block_size: int = option(128, "tokens in a row, T")
+    block_size: int = option(128, "positions that attention can see; of text, also the tokens in a row, T")
     n_layer: int = option(2, "layers, L")
     n_head: int = option(4, "attention heads in each layer, H")
     n_embd: int = option(128, "width, C")
@@ -57,6 +58,7 @@ class Settings:
     warmup_iters: int = option(50, "steps from 0 to learning_rate")
     weight_decay: float = option(0.1, "of the hidden matrices")
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)")
+    curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 (tasks)")
     seed: int = option(1337, "of the weights and the data order")
     # evaluation
     eval_interval: int = option(600, "steps from one evaluation on the validation split to the next")
@@ -74,12 +76,30 @@ class Settings:
         return weights
 
 
+    def row_lengths(self, T):
+        """The length of the rows in each step, at most T. Raises ValueError if the curriculum is not like 4:100,8:100."""
+        stages = [stage.split(":") for stage in self.curriculum.split(",") if stage]
+        lengths = [min(int(length), T) for length, steps in stages for _ in range(int(steps))]
+        if any(n < 1 for n in lengths):
+            raise ValueError("rows need at least 1 position")
+        return (lengths + [T] * self.max_iters)[:self.max_iters]
+
+
+# What a task is trained with unless the command line says otherwise. Attention sees no more than the rows it learned on.
+TASK_SETTINGS = {
+    "parity": dict(block_size=32, batch_size=64, max_iters=150, learning_rate=8e-3, warmup_iters=20, eval_interval=50, log_interval=25),
+    "swaps": dict(block_size=32, batch_size=64, max_iters=600, learning_rate=8e-3, warmup_iters=20, eval_interval=200,
+                  curriculum="4:100,8:100,16:100"),
+}
+
+
 def parse_settings(argv):
     """The command line as Settings; every field is a flag."""
     parser = Parser(__doc__)
     for f in fields(Settings):
         default = f"(default: {f.default})" if f.default != "" and "(default" not in f.metadata["help"] else ""
         parser.add_argument(f"--{f.name}", type=f.type, default=f.default, metavar="X", help=f"{f.metadata['help']} {default}")
+    parser.set_defaults(**TASK_SETTINGS.get(parser.parse_args(argv).dataset, {}))
     s = Settings(**vars(parser.parse_args(argv)))
     if s.resume and s != Settings(resume=s.resume):
         fail("--resume goes on with the settings of that run; give it no other flag")
@@ -98,6 +118,10 @@ def parse_settings(argv):
         s.loss_weights()
     except ValueError:
         fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), not all 0")
+    try:
+        s.row_lengths(s.block_size)
+    except ValueError:
+        fail(f"--curriculum={s.curriculum}: must be lengths and steps, like 4:100,8:100")
     if not s.lrt:
         for f in fields(s):
             if f.name.startswith("lrt_") and getattr(s, f.name) != f.default:
@@ -107,73 +131,103 @@ def parse_settings(argv):
 
 # ---- Data: what a step sees depends on (seed, step) alone, so a run can stop and go on anywhere -----------------
 
-def batch(tokens, s, step, part, device):
-    """Inputs and next tokens (B, T) each, at random places, for one part (of gradient accumulation) of a step."""
+def batch(data, s, T, step, part, device):
+    """Inputs and targets (B, T) each, for one part (of gradient accumulation) of a step: text from random places, with
+    its next tokens as targets, or random rows of a task, cut to T."""
     rng = np.random.default_rng((s.seed, step, part))
-    start = rng.integers(len(tokens) - s.block_size, size=(s.batch_size, 1))
-    rows = torch.from_numpy(tokens[start + np.arange(s.block_size + 1)].astype(np.int64)).to(device)
+    if "train_y" in data:
+        rows = rng.integers(len(data["train"]), size=s.batch_size)
+        return tuple(torch.from_numpy(data[name][rows, :T].astype(np.int64)).to(device) for name in ("train", "train_y"))
+    start = rng.integers(len(data["train"]) - T, size=(s.batch_size, 1))
+    rows = torch.from_numpy(data["train"][start + np.arange(T + 1)].astype(np.int64)).to(device)
     return rows[:, :-1], rows[:, 1:]
 
 
-def windows(tokens, T, device, size=1 << 14):
-    """The whole split, in order, as batches (inputs, next tokens) of rows of T, and the shorter last row."""
-    rows = (len(tokens) - 1) // T
-    per_batch = max(1, size // T)
-    cuts = [(r * T, min(rows, r + per_batch) * T, T) for r in range(0, rows, per_batch)]
-    rest = len(tokens) - 1 - rows * T
-    for a, b, width in cuts + ([(rows * T, rows * T + rest, rest)] if rest else []):
-        x, y = (torch.from_numpy(tokens[a + d:b + d].astype(np.int64)).view(-1, width).to(device) for d in (0, 1))
-        yield x, y
+def windows(data, T, device):
+    """The whole validation split, in order, as batches (inputs, targets) of rows of T; of text, also the shorter last row."""
+    if "val_y" in data:
+        pairs = zip(*(np.array_split(data[name], -(-len(data[name]) // 256)) for name in ("val", "val_y")))
+    else:
+        tokens, rows, per_batch = data["val"], (len(data["val"]) - 1) // T, max(1, (1 << 14) // T)
+        cuts = [(r * T, min(rows, r + per_batch) * T, T) for r in range(0, rows, per_batch)]
+        rest = len(tokens) - 1 - rows * T
+        cuts += [(rows * T, rows * T + rest, rest)] if rest else []
+        pairs = [(tokens[a:b].reshape(-1, width), tokens[a + 1:b + 1].reshape(-1, width)) for a, b, width in cuts]
+    for pair in pairs:
+        yield tuple(torch.from_numpy(part.astype(np.int64)).to(device) for part in pair)
 
 
 # ---- Loss ------------------------------------------------------------------------------------------------------
 
-def training_loss(model, s, x, y, loss_weights=None):
-    """The loss of the training graph: the dial's, or that of the token loop."""
+def training_graph(model, s, x, y=None):
+    """(logits, loss) of the training graph: the dial's, or those of the token loop."""
     if s.lrt and s.lrt_mode == "sequential":
-        return model.forward_sequential(x, y)[1]
-    return model(x, y, s.lrt_subsets, s.lrt_sweeps, loss_weights)[1]
+        return model.forward_sequential(x, y)
+    return model(x, y, s.lrt_subsets, s.lrt_sweeps, s.loss_weights())
 
 
-def exact_nll(model, x, y):
-    """Cross-entropy, in nats, of every next token when decoding token by token: (B, T)."""
-    cache, nll = model.init_cache(x.size(0)), []
+def exact(model, x, y):
+    """Decoding token by token: of every target its cross-entropy, in nats, and whether it was the likeliest, (B, T) each."""
+    cache, nll, right = model.init_cache(x.size(0)), [], []
     for t in range(x.size(1)):
-        nll.append(F.cross_entropy(model.step(x[:, t], cache), y[:, t], reduction="none"))
-    return torch.stack(nll, 1)
+        logits = model.step(x[:, t], cache)
+        nll.append(F.cross_entropy(logits, y[:, t], reduction="none"))
+        right.append(logits.argmax(-1) == y[:, t])
+    return torch.stack(nll, 1).double(), torch.stack(right, 1).double()
 
 
 @torch.no_grad()
-def evaluate(model, s, codec, tokens, device):
-    """Over the whole split: the exact loss, and that of the training graph after its last sweep. Draws no random numbers."""
+def evaluate(model, s, codec, data, device):
+    """Over the whole validation split, exactly and on the training graph after its last sweep. Draws no random numbers.
+
+    Of text: losses and bits per byte; of a task: losses and accuracies."""
     model.eval()
-    after_last_sweep = [0.0] * s.lrt_sweeps + [1.0]
-    n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
-    graph, total_bytes = 0.0, 0
-    sums, counts = torch.zeros(2, s.block_size, dtype=torch.float64)        # by position in the window
-    for x, y in windows(tokens, s.block_size, device):
-        nll = exact_nll(model, x, y).double()
-        sums[:x.size(1)] += nll.sum(0).cpu()
-        counts[:x.size(1)] += x.size(0)
-        total_bytes += n_bytes[y].sum().item()
+    task, n_bytes = "val_y" in data, torch.tensor([len(b) for b in codec.token_bytes], device=device)
+    totals = Counter()
+    by_position = torch.zeros(3, data["val"].shape[1] if task else s.block_size, dtype=torch.float64)
+    for x, y in windows(data, s.block_size, device):
+        nll, right = exact(model, x, y)
+        by_position[:, :x.size(1)] += torch.stack([nll.sum(0), right.sum(0), torch.ones_like(nll).sum(0)]).cpu()
+        totals["bytes"] += n_bytes[y].sum().item()
         if s.lrt and s.lrt_mode == "parallel":
-            graph += training_loss(model, s, x, y, after_last_sweep).item() * x.numel()
-        else:                                                               # this training graph is the exact one
-            graph += nll.sum().item()
+            logits = model(x, None, s.lrt_subsets, s.lrt_sweeps)[0]
+            nll, right = F.cross_entropy(logits.transpose(1, 2), y, reduction="none").double(), (logits.argmax(-1) == y).double()
+        totals["nll"] += nll.sum().item()                                   # a training graph in sequence is the exact one
+        totals["right"] += right.sum().item()
     model.train()
-    exact = sums.sum().item()
-    return {"val_loss": graph / counts.sum().item(), "val_loss_exact": exact / counts.sum().item(),
-            "val_bpb_exact": exact / math.log(2) / total_bytes,
-            "exact_by_position": [round(v, 4) for v in (sums / counts.clamp(min=1)).tolist()]}
+    n, (nll, right, count) = by_position[2].sum().item(), by_position
+    result = {"val_loss": totals["nll"] / n, "val_loss_exact": nll.sum().item() / n}
+    if task:
+        result |= {"val_accuracy": totals["right"] / n, "val_accuracy_exact": right.sum().item() / n}
+    else:
+        result["val_bpb_exact"] = nll.sum().item() / math.log(2) / totals["bytes"]
+    return result | {"exact_by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
 
 
-def flops_per_step(model, s, device):
-    """Of forward and backward, multiplications and additions, counted on one row; full attention as in SDPA's maths."""
-    x = torch.zeros(1, s.block_size, dtype=torch.long, device=device)
+def accuracy_by_length(model, meta, seed, device, rows=256):
+    """Exact accuracy on new rows of 1, 2, 4, 8 and 16 times the trained length: {length: over the last tenth}, and
+    {length: over the whole}. A row's beginning is a shorter row, so one decoding of the longest does."""
+    x, y = (torch.from_numpy(a).to(device) for a in task_rows(meta["task"], rows, 16 * meta["length"], np.random.default_rng(seed)))
+    model.eval()
+    right = exact(model, x, y)[1].mean(0)
+    model.train()
+    lengths = [meta["length"] * n for n in (1, 2, 4, 8, 16)]
+    return ({n: round(right[min(n - 1, int(n * 0.9)):n].mean().item(), 5) for n in lengths},
+            {n: round(right[:n].mean().item(), 5) for n in lengths})
+
+
+def badness(row):
+    """What `best` is the least of: the exact loss; of a task, the share of wrong answers, then that."""
+    return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
+
+
+def flops_of_row(model, s, T, device):
+    """Of forward and backward, multiplications and additions, for one row of T; full attention as in SDPA's maths."""
+    x = torch.zeros(1, T, dtype=torch.long, device=device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        training_loss(model, s, x, x).backward()
+        training_graph(model, s, x, x)[1].backward()
     model.zero_grad(set_to_none=True)
-    return counter.get_total_flops() * s.batch_size * s.gradient_accumulation_steps
+    return counter.get_total_flops()
 
 
 # ---- Optimizers --------------------------------------------------------------------------------------------------
@@ -226,9 +280,12 @@ def main(argv=None):
     device = find_device(s.device)
     if not (Path("data") / s.dataset / "meta.json").exists():
         prepare(s.dataset)
-    meta, codec, tokens = load(s.dataset)
-    if len(tokens["train"]) <= s.block_size:
-        fail(f"data/{s.dataset}: {len(tokens['train']):,} training tokens are fewer than a row of --block_size={s.block_size} + 1")
+    meta, codec, data = load(s.dataset)
+    T = meta.get("length", s.block_size)
+    if T > s.block_size:
+        fail(f"data/{s.dataset} has rows of {T}, more than --block_size={s.block_size} can see")
+    if "task" not in meta and len(data["train"]) <= T:
+        fail(f"data/{s.dataset}: {len(data['train']):,} training tokens are fewer than a row of --block_size={T} + 1")
     try:
         config = GPTConfig(s.block_size, codec.vocab_size, s.n_layer, s.n_head, s.n_embd, s.dropout, bool(s.lrt),
                            s.lrt_memory_layer, s.lrt_memory_proj)
@@ -238,31 +295,33 @@ def main(argv=None):
     model = GPT(config).to(device)
     optimizers = make_optimizers(model, s)
     out, log = Path(s.out_dir), Path(s.out_dir) / "log.jsonl"
-    first, seconds, best, recent, rows = 0, 0.0, math.inf, [], []
+    first, seconds, recent, rows = 0, 0.0, [], []
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
         if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
             fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
-        first, seconds, best, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "best", "recent", "rows"))
+        first, seconds, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "recent", "rows"))
 
-    flops = flops_per_step(model, s, device)
-    max_iters = min(s.max_iters, int(s.max_flops // flops)) if s.max_flops else s.max_iters
+    lengths, rows_per_step = np.array(s.row_lengths(T)), s.batch_size * s.gradient_accumulation_steps
+    cost = {n: flops_of_row(model, s, int(n), device) for n in np.unique(lengths)}
+    tokens = rows_per_step * np.cumsum(lengths)                         # after each step
+    flops = rows_per_step * np.cumsum([float(cost[n]) for n in lengths])
+    max_iters = int((flops <= s.max_flops).sum()) if s.max_flops else s.max_iters
     if max_iters < 1:
-        fail(f"--max_flops={s.max_flops:g} is less than one step, {flops:.3g}")
-    tokens_per_step = s.batch_size * s.gradient_accumulation_steps * s.block_size
+        fail(f"--max_flops={s.max_flops:g} is less than one step, {flops[0]:.3g}")
     dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    compute_loss = training_loss
+    compute = training_graph
     if s.compile == 1 or (s.compile == -1 and device.type == "cuda"):
-        compute_loss = torch.compile(training_loss)
+        compute = torch.compile(training_graph)
     kind = "plain GPT" if not s.lrt else "LRT, token by token" if s.lrt_mode == "sequential" else \
         f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
-    print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {flops / 1e9:.1f} GFLOP a step, "
+    print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {flops[0] / 1e9:.1f} GFLOP a step, "
           f"{device.type} {dtype}, torch {torch.__version__}")
-    print(f"{meta['source']}: {len(tokens['train']):,} training tokens, {len(tokens['val']):,} for validation")
-    run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops_per_step": flops,
+    print(f"{meta['source']}: {data['train'].size:,} training tokens, {data['val'].size:,} for validation")
+    run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops": flops[max_iters - 1],
            "parameters": sum(p.numel() for p in model.parameters()),
            "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()}
     if not checkpoint:
@@ -274,7 +333,7 @@ def main(argv=None):
         write_atomic(path, lambda f: torch.save(state, f))
 
     def save_last():
-        save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, best=best, recent=recent, rows=rows,
+        save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows,
              seconds=seconds + time.perf_counter() - start)
 
     def stop_after_this_step(*_):
@@ -289,14 +348,14 @@ def main(argv=None):
     interrupted = []
     signal.signal(signal.SIGINT, stop_after_this_step)
     start = lap = time.perf_counter()
-    lap_step, n = first, first
+    lap_tokens, n = tokens[first - 1] if first else 0, first
     for step in range(first, max_iters):
         torch.manual_seed(s.seed * 1_000_003 + step)       # for dropout
         total = 0.0
         for part in range(s.gradient_accumulation_steps):
-            x, y = batch(tokens["train"], s, step, part, device)
+            x, y = batch(data, s, int(lengths[step]), step, part, device)
             with autocast:
-                loss = compute_loss(model, s, x, y, s.loss_weights()) / s.gradient_accumulation_steps
+                loss = compute(model, s, x, y)[1] / s.gradient_accumulation_steps
             loss.backward()
             total += loss.item()
         check(total, "the training loss")
@@ -311,52 +370,64 @@ def main(argv=None):
         n = step + 1
         if n % s.log_interval == 0 or n == max_iters:
             now = time.perf_counter()
-            speed = (n - lap_step) / (now - lap)
+            speed = (tokens[step] - lap_tokens) / (now - lap)
             print(f"step {n:6,}/{max_iters:,} {100 * n / max_iters:3.0f}%  loss {np.mean(recent[-s.log_interval:]):.4f}  "
-                  f"{speed * tokens_per_step:8,.0f} tokens/s  {(max_iters - n) / speed:4.0f} s left", flush=True)
-            lap, lap_step = now, n
+                  f"{speed:8,.0f} tokens/s  {(tokens[max_iters - 1] - tokens[step]) / speed:4.0f} s left", flush=True)
+            lap, lap_tokens = now, tokens[step]
         if n % s.eval_interval == 0 or n == max_iters:
-            result = evaluate(model, s, codec, tokens["val"], device)
+            elapsed = seconds + time.perf_counter() - start
+            result = evaluate(model, s, codec, data, device)
             check(result["val_loss_exact"], "the validation loss")
-            row = {"iter": n, "tokens": n * tokens_per_step, "flops": n * flops,
-                   "seconds": seconds + time.perf_counter() - start, "train_loss": float(np.mean(recent)), **result}
+            row = {"iter": n, "tokens": int(tokens[step]), "flops": float(flops[step]),
+                   "seconds": elapsed, "train_loss": float(np.mean(recent)), **result}
+            if "task" in meta:
+                row["accuracy_by_length"], row["accuracy_whole_by_length"] = accuracy_by_length(model, meta, (s.seed, n), device)
             recent = []
             rows.append(row)
             print(f"step {n:6,} validation: exact {row['val_loss_exact']:.4f}, training graph {row['val_loss']:.4f} nats/token; "
-                  f"exact {row['val_bpb_exact']:.4f} bits/byte", flush=True)
-            if row["val_loss_exact"] < best:
-                best = row["val_loss_exact"]
+                  + (f"exact {row['val_bpb_exact']:.4f} bits/byte" if "task" not in meta else
+                     f"right {row['val_accuracy_exact']:.1%} and {row['val_accuracy']:.1%}; last tenth of "
+                     + ", ".join(f"{k}: {v:.1%}" for k, v in row["accuracy_by_length"].items())), flush=True)
+            if row is min(rows, key=badness):
                 save(out / "best.pt", iter=n)
             save_last()
             write_atomic(log, lambda f: f.write("".join(json.dumps(r) + "\n" for r in rows).encode()))
-            lap, lap_step = time.perf_counter(), n
+            lap, lap_tokens = time.perf_counter(), tokens[step]
         if interrupted:
             save_last()
             print(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
             sys.exit(130)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    report(s, out, rows, tokens, device)
+    report(s, out, rows, data, device)
 
 
-def report(s, out, rows, tokens, device):
-    """The final table, and a short sample of the best checkpoint."""
+def report(s, out, rows, data, device):
+    """The final table, and of text a short sample of the best checkpoint."""
     model, codec, _ = load_checkpoint(out / "best.pt", device)
-    last, best = rows[-1], min(rows, key=lambda row: row["val_loss_exact"])
-    table = [("validation, exact decoding", best), ("  on the training graph", {"loss": best["val_loss"]})]
+    last, best, task = rows[-1], min(rows, key=badness), "val_y" in data
+    second = "val_accuracy" if task else "val_bpb"
+    table = [("validation, exact decoding", best),
+             ("  on the training graph", {"val_loss_exact": best["val_loss"], f"{second}_exact": best.get(second)})]
     if s.lrt:
         hold_latent_at_zero(model)
-        table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, tokens["val"], device)))
+        table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, data, device)))
     if best is not last:
         table.append(("  exact, at the last step", last))
-    print(f"\n{'':28}{'nats/token':>12}{'bits/byte':>12}{'step':>9}{'seconds':>9}")
+    print(f"\n{'':28}{'nats/token':>12}{'accuracy' if task else 'bits/byte':>12}{'step':>9}{'seconds':>9}")
     for name, row in table:
-        bpb = f"{row['val_bpb_exact']:12.4f}" if "val_bpb_exact" in row else ""
+        value = row[f"{second}_exact"]
         when = f"{row['iter']:9,}{row['seconds']:9.0f}" if "iter" in row else ""
-        print(f"{name:28}{row.get('loss', row.get('val_loss_exact')):12.4f}{bpb}{when}")
+        print(f"{name:28}{row['val_loss_exact']:12.4f}{'' if value is None else f'{value:12.4f}'}{when}")
     if s.lrt:
         gap = best["val_loss_exact"] - best["val_loss"]
-        print(f"exact - training graph = {gap:+.4f}: " + ("they agree" if abs(gap) < 0.02 else "THEY DISAGREE: decoding does not "
-              "do what the parallel training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential"))
+        parted = abs(gap) > 0.02 or task and abs(best["val_accuracy"] - best["val_accuracy_exact"]) > 0.02
+        print(f"exact - training graph = {gap:+.4f}: " + ("THEY DISAGREE: decoding does not do what the parallel training shows; "
+              "raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential" if parted else "they agree"))
+    if task:
+        print(f"\n{'exact accuracy at length':28}" + "".join(f"{n:>9}" for n in best["accuracy_by_length"]))
+        for name, key in (("  over the last tenth", "accuracy_by_length"), ("  over the whole row", "accuracy_whole_by_length")):
+            print(f"{name:28}" + "".join(f"{v:9.2%}" for v in best[key].values()))
+        return
     print(f"\n---- sample of {out / 'best.pt'}; more: python sample.py --out_dir={out} " + "-" * 20)
     model, codec, _ = load_checkpoint(out / "best.pt", device)
     prompt = codec.encode("\n") if b"\n" in codec.token_bytes else [0]
