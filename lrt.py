@@ -518,24 +518,30 @@ class GPT(nn.Module):
 
 # ---- python lrt.py: the dial and the decoder, measured -----------------------------------------------------------------
 
-def benchmark():
+def main(argv=None):
     """Two tables for a small model with random weights: what each setting of the dial costs and how far from exact
     it is, and decoding and prefill. Times are medians of alternating runs, so that a busy machine is fair to all."""
-    import argparse
     import platform
     import statistics
     import time
+    from prepare_data import Parser, check, fail
+    from sample import find_device
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    parser = argparse.ArgumentParser(description="Measure the dial and the decoder.")
+    parser = Parser("Measure the dial and the decoder:  python lrt.py")
     for name, default in (("block_size", 128), ("batch_size", 16), ("n_layer", 2), ("n_head", 4), ("n_embd", 128), ("runs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
-    parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
-    T, B = a.block_size, a.batch_size
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
+    a = parser.parse_args(argv)
+    check(a, block_size=(2, 10 ** 6), batch_size=(1, 10 ** 6), n_layer=(1, 1000), runs=(1, 10 ** 6))
+    T, B, device = a.block_size, a.batch_size, find_device(a.device)
+    try:
+        configs = [GPTConfig(T, 64, a.n_layer, a.n_head, a.n_embd, lrt=lrt) for lrt in (False, True)]
+    except ValueError as e:
+        fail(f"--{e}")
     torch.manual_seed(0)
-    models = [GPT(GPTConfig(T, 64, a.n_layer, a.n_head, a.n_embd, lrt=lrt)).to(a.device) for lrt in (False, True)]
+    models = [GPT(config).to(device) for config in configs]
     with torch.no_grad():                               # weights that start at zero would leave the layers silent
         for model in models:
             for p in model.parameters():
@@ -543,7 +549,7 @@ def benchmark():
                     p.normal_(std=0.5 / p.size(1) ** 0.5)
             model.head.weight.normal_(std=a.n_embd ** -0.5)
     plain, model = models
-    idx, targets = torch.randint(64, (2, B, T), device=a.device)
+    idx, targets = torch.randint(64, (2, B, T), device=device)
 
     def median_ms(functions):
         """Milliseconds of each, called in turn."""
@@ -552,8 +558,8 @@ def benchmark():
             for f, t in zip(functions, times):
                 start = time.perf_counter()
                 f()
-                if a.device != "cpu":
-                    getattr(torch, a.device.split(":")[0]).synchronize()
+                if device.type != "cpu":
+                    getattr(torch, device.type).synchronize()
                 t.append(1000 * (time.perf_counter() - start))
         return [statistics.median(t[1:]) for t in times]
 
@@ -561,7 +567,7 @@ def benchmark():
         m.zero_grad(set_to_none=True)
         call()[1].backward()
 
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {a.device}, torch {torch.__version__}; "
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}; "
           f"{a.n_layer} layers of width {a.n_embd}, T = {T}, B = {B}, {sum(p.numel() for p in model.parameters()):,} parameters")
     with torch.no_grad():
         exact, _ = model.forward_sequential(idx)
@@ -605,4 +611,4 @@ def benchmark():
 
 
 if __name__ == "__main__":
-    benchmark()
+    main()

@@ -12,6 +12,7 @@ import argparse
 import base64
 import codecs
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -31,10 +32,13 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 DOWNLOAD_SECONDS = 60           # for the whole file; nothing arriving for 10 seconds ends it too
 MAX_VOCAB = 2 ** 16             # what uint16 can number
+MAX_SEED = 2 ** 32 - 1
 
-# How text is cut before byte pairs are merged: words, numbers and signs, each with the space before it, then white
-# space. It means the same to Python's re and to tiktoken, and leaves out no character.
-BPE_PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+# How text is cut before byte pairs are merged. "learned": words, numbers and signs, each with the space before it, then
+# white space; it means the same to Python's re and to tiktoken, and leaves out no character. meta.json names one of
+# these two, so that no file brings a pattern of its own, which could take for ever.
+PATTERNS = {"learned": r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+",
+            "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"}
 
 
 # ---- Shared by all scripts: one way to fail, one way to write a file, one way to read text ----------------------
@@ -43,6 +47,37 @@ def fail(message):
     """One line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def script(main):
+    """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
+    @functools.wraps(main)
+    def guarded(argv=None):
+        try:
+            for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character gets a question mark
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="replace")
+            return main(argv)
+        except (MemoryError, RuntimeError) as e:        # torch's kind of the former is one of the latter
+            if isinstance(e, RuntimeError) and not re.search("memory|allocat", str(e)):
+                raise
+            fail(f"not enough memory; smaller sizes need less ({str(e).splitlines()[0] if str(e) else 'MemoryError':.150})")
+        except KeyboardInterrupt:                       # Ctrl-C
+            sys.exit(130)
+        except BrokenPipeError:                         # a reader like head that has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+    return guarded
+
+
+def check(args, **ranges):
+    """Ends with an error if a setting is outside its range (least, most) or not one of its allowed values, a list."""
+    for name, allowed in ranges.items():
+        value = getattr(args, name)
+        if isinstance(allowed, list) and value not in allowed:
+            fail(f"--{name}={value}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
+        if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
+            fail(f"--{name}={value}: must be {allowed[0]:,} to {allowed[1]:,}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,29 +91,31 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} (did you mean {near[0]}?)" if "unrecognized" in message and near else f"{message}; -h lists all flags")
 
 
-def write_atomic(path, write):
-    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name."""
-    temporary = Path(f"{path}.tmp")
+def write_atomic(path, write, *more):
+    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name. More pairs of
+    path and write: none takes its name before all are written."""
+    files = [(Path(p), Path(f"{p}.tmp"), w) for p, w in zip((path, *more[::2]), (write, *more[1::2]))]
     try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path}: {e.strerror or e}")
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        for path, temporary, write in files:
+            with open(temporary, "wb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+        for path, temporary, _ in files:
+            os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:        # torch.save makes the latter of the former
+        for _, temporary, _ in files:
+            if temporary.is_file():
+                temporary.unlink()
+        fail(f"cannot write {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}")
 
 
 def read_text(path):
     """The text of a UTF-8 file, line ends as they are."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except OSError as e:
-        fail(f"cannot read {path}: {e.strerror}")
+        fail(f"cannot read {path or 'a file with no name'}: {e.strerror}")
     except UnicodeDecodeError as e:
         fail(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start:,}); convert it, for example with "
              f"iconv -t UTF-8")
@@ -97,12 +134,18 @@ class Codec:
         self.kind = entry["kind"]
         if self.kind == "char":
             self.index = {c: i for i, c in enumerate(entry["chars"])}
+            if not self.index or any(len(c) != 1 for c in entry["chars"]) or len(self.index) != len(entry["chars"]):
+                raise ValueError("the characters are not single ones, all different")
             self.token_bytes = [c.encode() for c in entry["chars"]]
         elif self.kind == "bpe":
             self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
-            self.encoding = tiktoken.Encoding("bpe", pat_str=entry["pattern"], mergeable_ranks=ranks, special_tokens={})
+            if len(ranks) != len(self.token_bytes) or not all(bytes([b]) in ranks for b in range(256)):
+                raise ValueError("the tokens are not all different, or a single byte is not among them")
+            self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]], mergeable_ranks=ranks, special_tokens={})
         elif self.kind == "numbers":
+            if not 1 <= entry["count"] <= MAX_VOCAB:
+                raise ValueError(f"{entry['count']} numbers")
             self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
         else:
             raise ValueError(f"unknown codec {self.kind!r}")
@@ -142,14 +185,14 @@ def gpt2_codec():
     except Exception as e:      # whatever its download raises
         fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use --tokenizer=bpe:1024 or char")
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
-    return {"kind": "bpe", "pattern": encoding._pat_str, "tokens": [base64.b64encode(t).decode() for t in tokens]}
+    return {"kind": "bpe", "pattern": "gpt2", "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
 
 def bpe_codec(text, merges):
     """Byte-pair encoding (arXiv:1508.07909) learned from a text: the 256 bytes and up to `merges` more tokens.
 
     Each merge joins the most frequent pair of neighbours, and only words that hold the pair are looked at again."""
-    words = Counter(re.findall(BPE_PATTERN, text))
+    words = Counter(re.findall(PATTERNS["learned"], text))
     counts = list(words.values())
     words = [[bytes([b]) for b in word.encode()] for word in words]
     pairs, where = Counter(), defaultdict(set)      # how often each pair occurs, and in which words
@@ -174,7 +217,7 @@ def bpe_codec(text, merges):
                 where[pair].add(w)
             words[w] = new
         pairs = +pairs                              # drops those that are gone
-    return {"kind": "bpe", "pattern": BPE_PATTERN, "tokens": [base64.b64encode(t).decode() for t in tokens]}
+    return {"kind": "bpe", "pattern": "learned", "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
 
 # ---- Tasks of state tracking: what is asked at a position depends on all inputs so far, in their order ----------------
@@ -246,7 +289,7 @@ def shakespeare(folder):
 # ---- data/NAME/ --------------------------------------------------------------------------------------------------
 
 def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows=20_000, seed=0, data_dir="data"):
-    """Write data_dir/dataset/ and return its path. meta.json is written last: a folder that has it is whole."""
+    """Write data_dir/dataset/ and return its path."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
         fail(f"--dataset={dataset}: a name of letters, digits, '_', '-' and '.', as it becomes a folder in {data_dir}/")
     if dataset in TASKS and input is None:
@@ -281,11 +324,8 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows
 
 def prepare_task(task, length, rows, seed, data_dir):
     """Write data_dir/task/: `rows` different rows of `length` inputs and targets, the last tenth for validation."""
-    for name, value, least in (("length", length, 1), ("rows", rows, 20), ("seed", seed, 0)):
-        if value < least:
-            fail(f"--{name}={value}: must be at least {least}")
     _, n_inputs, n_targets = TASKS[task]
-    if 2 * rows > n_inputs ** length:
+    if length < 64 and 2 * rows > n_inputs ** length:
         fail(f"--rows={rows}: there are just {n_inputs ** length:,} different rows of --length={length}; take half of that or less")
     rng, unique = np.random.default_rng(seed), np.empty((0, length), dtype=int)
     while len(unique) < rows:
@@ -309,14 +349,15 @@ def make_folder(path):
 
 
 def write_dataset(folder, splits, meta):
-    """NAME.bin for each split, then meta.json with the number of tokens in each."""
-    (folder / "meta.json").unlink(missing_ok=True)
+    """NAME.bin for each split, and meta.json with the number of tokens in each."""
+    files = []
     for split, tokens in splits.items():
         tokens = np.asarray(tokens, dtype="<u2")
-        write_atomic(folder / f"{split}.bin", lambda f: f.write(tokens.tobytes()))
+        files += [folder / f"{split}.bin", lambda f, tokens=tokens: f.write(tokens.tobytes())]
         meta[f"{split}_tokens"] = tokens.size
-        print(f"{folder / split}.bin: {tokens.size:,} tokens", file=sys.stderr)
-    write_atomic(folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
+    write_atomic(*files, folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
+    for split in splits:
+        print(f"{folder / split}.bin: {meta[f'{split}_tokens']:,} tokens", file=sys.stderr)
 
 
 def load(dataset, data_dir="data"):
@@ -326,6 +367,8 @@ def load(dataset, data_dir="data"):
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         codec, splits = Codec(meta["codec"]), {}
+        if not isinstance(meta["source"] + meta["sha256"], str) or meta.get("task", "swaps") not in TASKS:
+            raise ValueError("meta.json is not as prepare_data.py writes it")
         for split in ("train", "val", "train_y", "val_y") if "task" in meta else ("train", "val"):
             path = folder / f"{split}.bin"
             if path.stat().st_size != 2 * meta[f"{split}_tokens"]:
@@ -335,12 +378,15 @@ def load(dataset, data_dir="data"):
                 raise ValueError(f"{split}.bin has a token {splits[split].max()}, but the vocabulary ends before {codec.vocab_size}")
             if "task" in meta:
                 splits[split] = splits[split].reshape(-1, meta["length"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        if "task" in meta and any(splits[name].shape != splits[f"{name}_y"].shape for name in ("train", "val")):
+            raise ValueError("there are not as many targets as inputs")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
     return meta, codec, splits
 
 
-def main(argv=None):
+@script
+def main(argv):
     parser = Parser(__doc__)
     parser.add_argument("--dataset", default="shakespeare", help="name of the folder in data/ (default: shakespeare)")
     parser.add_argument("--tokenizer", default="char", help="char, gpt2 or bpe:N, N merges learned from the text (default: char)")
@@ -348,7 +394,9 @@ def main(argv=None):
     parser.add_argument("--length", type=int, default=32, help="of a task's rows (default: 32)")
     parser.add_argument("--rows", type=int, default=20_000, help="how many rows of a task (default: 20,000)")
     parser.add_argument("--seed", type=int, default=0, help="of a task's rows (default: 0)")
-    prepare(**vars(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    check(args, length=(1, 100_000), rows=(20, 10_000_000), seed=(0, MAX_SEED))
+    prepare(**vars(args))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
 With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1"
 """
-import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import Codec, Parser, fail, read_text
+from prepare_data import MAX_SEED, Codec, Parser, check, fail, read_text, script
 
 
 def find_device(name=""):
@@ -17,19 +17,27 @@ def find_device(name=""):
     if not name:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        torch.zeros(1, device=name).item()
+        return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         fail(f"--device={name} cannot be used here: {str(e).splitlines()[0]}")
 
 
 def load_checkpoint(path, device):
-    """(model, codec, checkpoint) from a file that train.py wrote. Runs no code from it: weights_only."""
+    """(model, codec, checkpoint) from a file that train.py wrote. Runs no code from it: weights_only. Finds any damage
+    to its contents, as a checkpoint is a zip archive with checksums."""
     try:
+        with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"checksum of {damaged}")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        model = GPT(GPTConfig(**checkpoint["config"]))
-        weights = {name.removeprefix("module.").removeprefix("_orig_mod."): w for name, w in checkpoint["model"].items()}
+        weights = {name.replace("module.", "").replace("_orig_mod.", ""): w for name, w in checkpoint["model"].items()}
+        config, codec = GPTConfig(**checkpoint["config"]), Codec(checkpoint["meta"]["codec"])
+        if (config.vocab_size, config.n_embd, config.n_layer) != (*weights["embed.weight"].shape, len(weights["alpha"])):
+            raise ValueError("the weights are not those of its config")
+        model = GPT(config)
         model.load_state_dict(weights)
-        return model.to(device), Codec(checkpoint["meta"]["codec"]), checkpoint
+        return model.to(device), codec, checkpoint
     except FileNotFoundError:
         fail(f"no checkpoint {path}; train one first: python train.py --lrt=1")
     except Exception as e:      # a damaged or hostile file can raise anything at all
@@ -72,7 +80,8 @@ def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k
             f"{num_samples * (max_new_tokens - 1) / max(end - first, 1e-9):,.0f} tokens per second")
 
 
-def main(argv=None):
+@script
+def main(argv):
     parser = Parser(__doc__)
     parser.add_argument("--out_dir", default="out", help="folder with best.pt or last.pt (default: out)")
     parser.add_argument("--prompt", default="\n", help="text to go on from, or FILE:path (default: a line break)")
@@ -85,14 +94,10 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
     args = parser.parse_args(argv)
-    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 1)):
-        if not getattr(args, name) >= least:
-            fail(f"--{name}={getattr(args, name)}: must be at least {least}")
-    for name, allowed in (("prefill", ("parallel", "stepwise")), ("latent", (0, 1))):
-        if getattr(args, name) not in allowed:
-            fail(f"--{name}={getattr(args, name)}: must be one of {', '.join(map(str, allowed))}")
+    check(args, num_samples=(1, 100_000), max_new_tokens=(1, 10 ** 12), temperature=(0, 1000), top_k=(1, 10 ** 9), seed=(0, MAX_SEED),
+          prefill=["parallel", "stepwise"], latent=[0, 1])
     device = find_device(args.device)
-    path = Path(args.out_dir) / "best.pt"
+    path = Path(args.out_dir).expanduser() / "best.pt"
     model, codec, checkpoint = load_checkpoint(path if path.exists() else path.with_name("last.pt"), device)
     try:
         prompt = codec.encode(read_text(args.prompt[5:]) if args.prompt.startswith("FILE:") else args.prompt)
@@ -112,9 +117,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a character gets a question mark
-    try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError):    # Ctrl-C, or a reader like head that has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(130)
+    main()

@@ -9,11 +9,15 @@ The model is compared in float64, on random weights that are all away from their
 silent: with definitions that are too simple to be wrong, and with a second implementation, in numpy.
 """
 import ast
+import errno
 import importlib
 import inspect
+import io
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -877,26 +881,81 @@ def test_evaluation_covers_the_split_and_stands_apart(here, monkeypatch):
     assert rows("a")[-1]["val_bpb_exact"] == pytest.approx(sum(nll) / math.log(2) / n_bytes, abs=1e-5)
 
 
-def test_resumed_run_is_the_same_run(here):
+KILLER = """
+import os, random, sys
+import prepare_data, torch, train
+
+moments, random_number = [0], random.Random(int(sys.argv[1]))
+last = random_number.randrange(1, 30)
+
+def moment(f):
+    def counted(*args, **named):            # a call of f is two moments: before it, and after it
+        for when in range(2):
+            moments[0] += 1
+            if moments[0] == last:
+                os._exit(9)                 # as sudden as kill -9: nothing is flushed or tidied up
+            if when == 0:
+                result = f(*args, **named)
+        return result
+    return counted
+
+def save_half(state, f):                    # a checkpoint is being written
+    save(state, f)
+    moments[0] += 1
+    if moments[0] == last:
+        f.truncate(f.tell() // 2)
+        f.flush()
+        os._exit(9)
+
+save, torch.save = torch.save, save_half
+train.batch, os.fsync, os.replace = moment(train.batch), moment(os.fsync), moment(os.replace)
+train.main(sys.argv[2:])
+"""
+
+
+def test_run_killed_at_ten_random_moments_is_the_same_run(here):
+    """Between steps and in the middle of writing a file. Then resumed, or begun again where there is nothing to resume."""
     prepare_data.prepare("mine", "char", "text.txt")
-    assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
-    saved = []
-    atomic = train.write_atomic
-    def write_and_stop(path, write):
-        atomic(path, write)
-        if Path(path).name == "last.pt":
-            raise KeyboardInterrupt
-    train.write_atomic = write_and_stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.main([*SMALL, "--lrt=1", "--out_dir=b"])
-    finally:
-        train.write_atomic = atomic
-    assert run(train, "--resume=b") == 0
-    assert run(train, "--resume=nowhere") == 2 and not Path("nowhere").exists()
+    flags = [*SMALL, "--lrt=1", "--dropout=0.1", "--max_iters=40", "--eval_interval=3"]
+    assert run(train, *flags, "--out_dir=a") == 0
+    kills = 0
+    for seed in range(40):
+        args = ["--resume=b"] if Path("b/last.pt").exists() else [*flags, "--out_dir=b"]
+        done = subprocess.run([sys.executable, "-c", KILLER, str(seed), *args], capture_output=True, text=True, encoding="utf-8",
+                              env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+        assert done.returncode in (0, 9), done.stderr
+        kills += done.returncode == 9
+        if Path("b/best.pt").exists():
+            sample.load_checkpoint(Path("b/best.pt"), "cpu")        # whole at any moment
+        if kills == 10 or done.returncode == 0:
+            break
+    assert kills == 10 or done.returncode == 0 and kills >= 5
+    if done.returncode:
+        assert run(train, "--resume=b") == 0
     assert same(weights("a"), weights("b"))
     strip = lambda log: [{k: v for k, v in row.items() if k != "seconds"} for row in log]
     assert strip(rows("a")) == strip(rows("b"))
+    state = lambda folder: torch.load(Path(folder, "last.pt"), weights_only=True)["optimizers"]
+    assert str(state("a")) == str(state("b"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(here, capsys, monkeypatch):
+    prepare_data.prepare("mine", "char", "text.txt")
+    assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
+    draw = train.batch
+    def interrupted_batch(data, s, T, step, *rest):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return draw(data, s, T, step, *rest)
+    monkeypatch.setattr(train, "batch", interrupted_batch)
+    assert run(train, *SMALL, "--lrt=1", "--out_dir=b") == 130
+    monkeypatch.undo()
+    os.chdir(here)
+    assert "go on with: python train.py --resume=b" in capsys.readouterr().out
+    assert torch.load("b/last.pt", weights_only=True)["iter"] == 5
+    assert run(train, "--resume=b") == 0 and same(weights("a"), weights("b"))
+    assert run(train, "--resume=b") == 0 and same(weights("a"), weights("b"))       # a finished run has nothing left to do
+    assert run(train, "--resume=nowhere") == 2 and not Path("nowhere").exists()
 
 
 def test_overwrite_leaves_nothing_of_the_old_run_and_bad_numbers_stop_it(here, capsys):
@@ -908,75 +967,261 @@ def test_overwrite_leaves_nothing_of_the_old_run_and_bad_numbers_stop_it(here, c
     assert [p.name for p in Path("out").iterdir()] == ["run.json"]
 
 
-BAD_INPUT = [
+BAD_INPUT = [       # (script, flags, what the message must name); the folders are made in the test below
     (train, ["--lrt=1", "--n_layers=3"], "n_layers"),
     (train, ["--n_embd=10"], "n_embd"),
+    (train, ["--n_head=3"], "n_head"),
+    (train, ["--dropout=1"], "dropout"),
     (train, ["--lrt=2"], "--lrt"),
     (train, ["--block_size=0"], "block_size"),
     (train, ["--block_size=100000"], "block_size"),
+    (train, ["--batch_size=0"], "--batch_size"),
     (train, ["--lrt=1", "--lrt_memory_layer=9"], "memory_layer"),
+    (train, ["--lrt=1", "--lrt_memory_proj=none"], "memory_proj"),
     (train, ["--lrt=1", "--lrt_subsets=17"], "lrt_subsets"),
+    (train, ["--lrt=1", "--lrt_subsets=0"], "lrt_subsets"),
+    (train, ["--lrt=1", "--lrt_sweeps=0"], "lrt_sweeps"),
     (train, ["--lrt=1", "--lrt_loss_weights=1,2,3"], "lrt_loss_weights"),
     (train, ["--lrt=1", "--lrt_loss_weights=a,b"], "lrt_loss_weights"),
+    (train, ["--lrt=1", "--lrt_loss_weights=1,inf"], "lrt_loss_weights"),
     (train, ["--lrt_mode=exact"], "lrt_mode"),
+    (train, ["--lrt=1", "--lrt_mode=sequential", "--lrt_subsets=4"], "lrt_subsets"),
     (train, ["--lrt_sweeps=2"], "--lrt=1"),
     (train, ["--learning_rate=-1"], "learning_rate"),
     (train, ["--learning_rate=nan"], "learning_rate"),
+    (train, ["--learning_rate=0.001", "--min_lr=0.01"], "min_lr"),
     (train, ["--max_iters=1.5"], "max_iters"),
+    (train, ["--max_flops=inf"], "max_flops"),
+    (train, ["--max_flops=10"], "max_flops"),
+    (train, ["--seed=-1"], "--seed"),
+    (train, ["--seed=99999999999999999999"], "--seed"),
+    (train, ["--dtype=float16"], "--dtype"),
     (train, ["--device=gpu"], "--device"),
-    (train, ["--dataset=unknown"], "--dataset"),
-    (train, ["--dataset=../mine"], "--dataset"),
-    (train, ["--dataset=broken"], "broken"),
-    (train, ["--out_dir=text.txt"], "out_dir"),
-    (train, ["--out_dir=run"], "run"),
-    (train, ["--resume=nowhere"], "no other flag"),
+    (train, ["--device=meta"], "--device"),
     (train, ["--curriculum=4"], "curriculum"),
     (train, ["--curriculum=0:5"], "curriculum"),
+    (train, ["--dataset=unknown"], "--dataset"),
+    (train, ["--dataset=../mine"], "--dataset"),
+    (train, ["--dataset=/mine"], "--dataset"),
+    (train, ["--dataset="], "--dataset"),
     (train, ["--dataset=parity", "--block_size=4"], "block_size"),
-    (prepare_data, ["--dataset=parity", "--length=0"], "--length"),
-    (prepare_data, ["--dataset=parity", "--length=5", "--rows=20"], "--rows"),
-    (prepare_data, ["--dataset=swaps", "--rows=1"], "--rows"),
-    (sample, ["--out_dir=task", "--prompt=1 2"], "'2'"),
+    (train, ["--dataset=broken"], "broken"),
+    (train, ["--dataset=short"], "train.bin"),
+    (train, ["--dataset=odd"], "val.bin"),
+    (train, ["--dataset=beyond"], "train.bin"),
+    (train, ["--dataset=other_codec"], "other_codec"),
+    (train, ["--dataset=own_pattern"], "own_pattern"),
+    (train, ["--dataset=few_targets"], "few_targets"),
+    (train, ["--out_dir=text.txt"], "out_dir"),
+    (train, ["--out_dir=text.txt/run"], "out_dir"),
+    (train, ["--out_dir="], "out_dir"),
+    (train, ["--out_dir=run"], "run"),
+    (train, ["--resume=nowhere"], "no other flag"),
     (prepare_data, ["--input=missing.txt"], "missing.txt"),
+    (prepare_data, ["--input=data"], "data"),
+    (prepare_data, ["--input="], "no name"),
     (prepare_data, ["--input=empty.txt"], "empty.txt"),
     (prepare_data, ["--input=latin1.txt"], "UTF-8"),
     (prepare_data, ["--tokenizer=bpe:0", "--input=text.txt"], "--tokenizer"),
+    (prepare_data, ["--tokenizer=bpe:99999", "--input=text.txt"], "--tokenizer"),
     (prepare_data, ["--tokenizer=words", "--input=text.txt"], "--tokenizer"),
     (prepare_data, ["--dataset=a/b", "--input=text.txt"], "--dataset"),
-    (prepare_data, ["--inputs=text.txt"], "inputs"),
+    (prepare_data, ["--dataset=..", "--input=text.txt"], "--dataset"),
+    (prepare_data, ["--dataset=parity", "--length=0"], "--length"),
+    (prepare_data, ["--dataset=parity", "--length=5", "--rows=20"], "--rows"),
+    (prepare_data, ["--dataset=swaps", "--rows=1"], "--rows"),
+    (prepare_data, ["--inputs=text.txt"], "mean --input"),
     (sample, ["--out_dir=nowhere"], "no checkpoint"),
     (sample, ["--out_dir=pickled"], "pickled"),
+    (sample, ["--out_dir=truncated"], "truncated"),
+    (sample, ["--out_dir=flipped"], "flipped"),
+    (sample, ["--out_dir=foreign"], "foreign"),
     (sample, ["--out_dir=run", "--prompt=日本"], "日"),
     (sample, ["--out_dir=run", "--prompt="], "--prompt"),
+    (sample, ["--out_dir=run", "--prompt=FILE:missing.txt"], "missing.txt"),
+    (sample, ["--out_dir=task", "--prompt=1 2"], "'2'"),
     (sample, ["--out_dir=run", "--temperature=-1"], "--temperature"),
     (sample, ["--out_dir=run", "--num_samples=0"], "--num_samples"),
+    (sample, ["--out_dir=run", "--max_new_tokens=0"], "--max_new_tokens"),
+    (sample, ["--out_dir=run", "--seed=-1"], "--seed"),
+    (sample, ["--out_dir=run", "--prefill=fast"], "--prefill"),
     (sample, ["--out_dir=run", "--top_k=x"], "--top_k"),
+    (sample, ["--out_dir=run", "--block_size=64"], "block_size"),
+    (lrt, ["--n_embd=10"], "n_embd"),
+    (lrt, ["--runs=0"], "--runs"),
+    (lrt, ["--device=gpu"], "--device"),
+    (lrt, ["--lrt=1"], "--lrt"),
 ]
 
 
-def test_bad_input_ends_in_one_line_and_changes_nothing(here, capsys):
+def all_files():
+    return {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file()}
+
+
+def ends_in_one_line(module, args, capsys):
+    """Runs a script that must refuse: exit status 2, one line. Returns the line."""
+    capsys.readouterr()
+    status, err = run(module, *args), capsys.readouterr().err
+    assert status == 2, (args, status, err)
+    assert err.startswith("error: ") and err.count("\n") == 1, (args, err)
+    return err
+
+
+@pytest.fixture
+def trained(here):
+    """text.txt, data/mine, data/parity, and the runs `run` and `task`."""
     prepare_data.prepare("mine", "char", "text.txt")
-    assert run(train, *SMALL, "--lrt=1", "--out_dir=run") == 0
     prepare_data.prepare("parity", length=8, rows=120)
+    assert run(train, *SMALL, "--lrt=1", "--out_dir=run") == 0
     assert run(train, *SMALL_TASK, "--max_iters=2", "--out_dir=task") == 0
+
+
+@pytest.mark.skipif(lrt.__name__ != "lrt", reason="of all scripts")
+def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys):
+    def copy(source, name, change):
+        """data/name, as data/source with its meta.json and files changed."""
+        folder = Path("data", name)
+        shutil.copytree(Path("data", source), folder)
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        change(folder, meta)
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     Path("empty.txt").touch()
     Path("latin1.txt").write_bytes("naïve".encode("latin-1"))
     Path("data/broken").mkdir()
     Path("data/broken/meta.json").write_text("{", encoding="utf-8")
-    Path("pickled").mkdir()
+    copy("mine", "short", lambda folder, meta: os.truncate(folder / "train.bin", 100))
+    copy("mine", "odd", lambda folder, meta: (folder / "val.bin").write_bytes((folder / "val.bin").read_bytes() + b"x"))
+    copy("mine", "beyond", lambda folder, meta: (folder / "train.bin").write_bytes(b"\xff" * 2 * meta["train_tokens"]))
+    copy("mine", "other_codec", lambda folder, meta: meta["codec"].update(kind="pickle"))
+    copy("mine", "own_pattern", lambda folder, meta: meta.update(codec={"kind": "bpe", "pattern": "(a+)+$", "tokens": []}))
+    copy("parity", "few_targets", lambda folder, meta: meta.update(val_y_tokens=8) or os.truncate(folder / "val_y.bin", 16))
+    whole = Path("run/best.pt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
     class Evil:
         def __reduce__(self):
             return (open, ("evil_was_here", "w"))
+    for name, content in (("pickled", None), ("truncated", whole[:-100]), ("flipped", bytes(flipped)), ("foreign", None)):
+        Path(name).mkdir()
+        if content:
+            Path(name, "best.pt").write_bytes(content)
     torch.save(Evil(), "pickled/best.pt")
-    files = lambda: {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file()}
-    before = files()
+    torch.save({**torch.load("run/best.pt", weights_only=True), "config": torch.load("task/best.pt", weights_only=True)["config"]},
+               "foreign/best.pt")
+    before = all_files()
     for module, args, named in BAD_INPUT:
+        err = ends_in_one_line(module, [*(SMALL if module is train and args[0] != "--dataset=parity" else []), *args], capsys)
+        assert named in err, (args, err)
+        assert all_files() == before, args
+    for folder, named in (("nowhere", "no checkpoint"), ("foreign", "last.pt"), ("pickled", "last.pt")):
+        if folder != "nowhere":
+            Path(folder, "best.pt").rename(Path(folder, "last.pt"))
+        before = all_files()
+        assert named in ends_in_one_line(train, [f"--resume={folder}"], capsys) and all_files() == before
+    shutil.copy("run/best.pt", "foreign/last.pt")               # whole, but nothing to go on with
+    assert "no optimizers" in ends_in_one_line(train, ["--resume=foreign"], capsys)
+
+
+@pytest.mark.skipif(lrt.__name__ != "lrt", reason="of all scripts")
+def test_damaged_files_are_refused_or_harmless(trained, capsys):
+    """500 random mutations, bytes flipped, cut off or doubled: no traceback, no hang, no file changed."""
+    rng, refused = np.random.default_rng(0), 0
+    files = [Path(p) for p in ("data/mine/meta.json", "data/mine/train.bin", "data/mine/val.bin", "data/parity/meta.json",
+                               "data/parity/train_y.bin", "run/best.pt", "run/last.pt", "task/best.pt")]
+    for n in range(500):
+        path = files[n % len(files)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        kind = ("flip", "flip", "cut", "double")[rng.integers(4)]
+        if kind == "flip":
+            for position in rng.integers(len(whole), size=rng.integers(1, 9)):
+                damaged[position] ^= 1 << rng.integers(8)
+        elif kind == "cut":
+            del damaged[rng.integers(len(whole)):]
+        else:
+            damaged = damaged * 2
+        path.write_bytes(damaged)
+        before = all_files()
+        if path.suffix == ".pt" and path.name == "best.pt":
+            module, args = sample, [f"--out_dir={path.parent}", "--prompt=1", "--max_new_tokens=2"]
+        elif path.suffix == ".pt":
+            module, args = train, ["--resume=run"]
+        else:
+            module, args = train, [*(SMALL if path.parent.name == "mine" else SMALL_TASK), "--max_flops=1"]   # ends after loading
         capsys.readouterr()
-        flags = SMALL if module is train else []
-        status, err = run(module, *flags, *args), capsys.readouterr().err
-        assert status == 2, (args, status, err)
-        assert err.startswith("error: ") and err.count("\n") == 1 and named in err, (args, err)
-        assert files() == before, args
+        status, err = run(module, *args), capsys.readouterr().err
+        assert status in (0, 2), (n, path, kind, status, err)
+        if status == 2:
+            assert err.startswith("error: ") and err.count("\n") == 1, (n, path, kind, err)
+            assert all_files() == before, (n, path, kind)
+            refused += "max_flops" not in err
+        path.write_bytes(whole)
+    assert refused > 250
+
+
+def test_checkpoints_of_wrapped_models_load(trained):
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
+        checkpoint = torch.load("run/best.pt", weights_only=True)
+        checkpoint["model"] = {prefix + name: w for name, w in checkpoint["model"].items()}
+        Path("wrapped").mkdir(exist_ok=True)
+        torch.save(checkpoint, "wrapped/best.pt")
+        assert same(sample.load_checkpoint(Path("wrapped/best.pt"), "cpu")[0].state_dict(), sample.load_checkpoint(Path("run/best.pt"), "cpu")[0].state_dict())
+
+
+@pytest.mark.parametrize("after", [0, 1000])
+def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
+    """The disk is full after some bytes of every file."""
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+    before = all_files()
+    monkeypatch.setattr(prepare_data, "open", lambda path, mode: FullDisk(path, mode), raising=False)
+    for path in ("run/last.pt", "run/new.pt"):
+        with pytest.raises(SystemExit):
+            prepare_data.write_atomic(path, lambda f: torch.save({"w": torch.zeros(10_000)}, f))
+        assert path in capsys.readouterr().err
+    assert "No space left" in ends_in_one_line(prepare_data, ["--dataset=mine", "--input=text.txt"], capsys)
+    assert all_files() == before
+
+
+def test_memory_that_is_not_there_is_said_so(trained, capsys):
+    err = ends_in_one_line(train, [*SMALL, "--n_embd=1000000", "--out_dir=big"], capsys)
+    assert "memory" in err and not Path("big").exists()
+
+
+def test_terminals_that_are_not_utf8(here):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for args in (["prepare_data.py", "--dataset=mine", "--input=text.txt"], ["train.py", *SMALL, "--max_iters=3"],
+                 ["sample.py", "--prompt=na", "--device=cpu"]):
+        done = subprocess.run([sys.executable, HERE / args[0], *args[1:]], capture_output=True, env=env)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+
+
+def test_nothing_newer_than_python_3_10_is_used():
+    for script in HERE.glob("*.py"):
+        ast.parse(script.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+# ---- Several processes -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags", [["--lrt=1"], ["--lrt=1", "--lrt_mode=sequential"], []], ids=["LRT", "sequential", "plain"])
+def test_two_processes_are_one_with_twice_the_batch(here, flags):
+    """With gradient accumulation, and one that stops half-way and is resumed."""
+    prepare_data.prepare("mine", "char", "text.txt")
+    flags = [*SMALL, *flags, "--gradient_accumulation_steps=2"]
+    assert run(train, *flags, "--batch_size=8", "--out_dir=one") == 0
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", HERE / "train.py",
+                           *flags, "--batch_size=4", "--out_dir=two"], capture_output=True, text=True, encoding="utf-8",
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("100%") == 1                          # only the first process prints
+    one, two = rows("one"), rows("two")
+    assert [row["tokens"] for row in one] == [row["tokens"] for row in two]
+    for a, b in zip(one, two):
+        for key in ("train_loss", "val_loss", "val_loss_exact", "flops"):
+            assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), key
 
 
 if __name__ == "__main__":

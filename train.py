@@ -1,26 +1,34 @@
 """Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h lists all settings)
+On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
 
 Writes out_dir/last.pt and best.pt (best by exact loss), log.jsonl (a row for each evaluation) and run.json.
 """
 import json
 import math
+import os
 import platform
 import signal
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrt import GPT, GPTConfig
-from prepare_data import Parser, fail, load, prepare, task_rows, write_atomic
+from prepare_data import MAX_SEED, Parser, check, fail, load, prepare, script, task_rows, write_atomic
 from sample import find_device, hold_latent_at_zero, load_checkpoint, stream
+
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # torchrun sets them
 
 
 def option(default, help):
@@ -49,7 +57,7 @@ class Settings:
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
     lrt_memory_proj: str = option("shared", "shared: one memory projection for all layers; layerwise: one in each")
     # training
-    batch_size: int = option(8, "rows in a step, B; small, as Muon gains more from steps than from rows")
+    batch_size: int = option(8, "rows in a step of each process, B; small, as Muon gains more from steps than from rows")
     gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory")
     max_iters: int = option(1750, "steps")
     max_flops: float = option(0.0, "stop at this much compute instead, to compare runs (0: no limit)")
@@ -71,18 +79,21 @@ class Settings:
     def loss_weights(self):
         """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
         weights = tuple(float(w) for w in self.lrt_loss_weights.split(",")) if self.lrt_loss_weights else None
-        if weights and (len(weights) != self.lrt_sweeps + 1 or not sum(map(abs, weights)) > 0):
-            raise ValueError("not as many as there are passes")
+        if weights and not (len(weights) == self.lrt_sweeps + 1 and math.isfinite(sum(weights)) and weights[-1]):
+            raise ValueError("not one for each pass, or not to be used")
         return weights
 
 
     def row_lengths(self, T):
         """The length of the rows in each step, at most T. Raises ValueError if the curriculum is not like 4:100,8:100."""
-        stages = [stage.split(":") for stage in self.curriculum.split(",") if stage]
-        lengths = [min(int(length), T) for length, steps in stages for _ in range(int(steps))]
-        if any(n < 1 for n in lengths):
-            raise ValueError("rows need at least 1 position")
-        return (lengths + [T] * self.max_iters)[:self.max_iters]
+        lengths, start = np.full(self.max_iters, T, dtype=np.int32), 0
+        for stage in self.curriculum.split(",") if self.curriculum else []:
+            length, steps = (int(number) for number in stage.split(":"))
+            if length < 1 or steps < 1:
+                raise ValueError("a stage needs a length and a number of steps of at least 1")
+            lengths[start:start + steps] = min(length, T)
+            start += steps
+        return lengths
 
 
 # What a task is trained with unless the command line says otherwise. Attention sees no more than the rows it learned on.
@@ -103,43 +114,48 @@ def parse_settings(argv):
     s = Settings(**vars(parser.parse_args(argv)))
     if s.resume and s != Settings(resume=s.resume):
         fail("--resume goes on with the settings of that run; give it no other flag")
-    for name, least in (("batch_size", 1), ("gradient_accumulation_steps", 1), ("max_iters", 1), ("max_flops", 0),
-                        ("learning_rate", 0), ("min_lr", 0), ("warmup_iters", 0), ("weight_decay", 0), ("grad_clip", 0),
-                        ("seed", 0), ("eval_interval", 1), ("log_interval", 1), ("lrt_subsets", 1), ("lrt_sweeps", 0)):
-        if not getattr(s, name) >= least:
-            fail(f"--{name}={getattr(s, name)}: must be at least {least}")
-    for name, allowed in (("lrt", (0, 1)), ("lrt_mode", ("parallel", "sequential")), ("overwrite", (0, 1)),
-                          ("dtype", ("", "float32", "bfloat16")), ("compile", (-1, 0, 1))):
-        if getattr(s, name) not in allowed:
-            fail(f"--{name}={getattr(s, name)}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
+    check_settings(s)
+    return s
+
+
+def check_settings(s):
+    """Each in its range, and all of them together."""
+    big = 10 ** 9
+    check(s, batch_size=(1, big), gradient_accumulation_steps=(1, big), max_iters=(1, 10 ** 8), max_flops=(0, 1e30),
+          learning_rate=(0, big), min_lr=(0, s.learning_rate), warmup_iters=(0, big), weight_decay=(0, big), grad_clip=(0, big),
+          seed=(0, MAX_SEED), eval_interval=(1, big), log_interval=(1, big), lrt_subsets=(1, big), lrt_sweeps=(1, big),
+          lrt=[0, 1], lrt_mode=["parallel", "sequential"], overwrite=[0, 1], dtype=["", "float32", "bfloat16"], compile=[-1, 0, 1])
+    if not s.out_dir:
+        fail("--out_dir is empty; give a folder for checkpoints and log")
     if s.lrt and 0 < s.block_size < s.lrt_subsets:
         fail(f"--lrt_subsets={s.lrt_subsets} is more than --block_size={s.block_size}, which is exact already")
     try:
         s.loss_weights()
     except ValueError:
-        fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), not all 0")
+        fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), the last one not 0")
     try:
         s.row_lengths(s.block_size)
     except ValueError:
         fail(f"--curriculum={s.curriculum}: must be lengths and steps, like 4:100,8:100")
-    if not s.lrt:
-        for f in fields(s):
-            if f.name.startswith("lrt_") and getattr(s, f.name) != f.default:
+    for f in fields(s):
+        if f.name.startswith("lrt_") and getattr(s, f.name) != f.default:
+            if not s.lrt:
                 fail(f"--{f.name}={getattr(s, f.name)} has no meaning for a plain GPT; add --lrt=1")
-    return s
+            if s.lrt_mode == "sequential" and f.name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights"):
+                fail(f"--{f.name}={getattr(s, f.name)} has no meaning with --lrt_mode=sequential, which is exact already")
 
 
 # ---- Data: what a step sees depends on (seed, step) alone, so a run can stop and go on anywhere -----------------
 
 def batch(data, s, T, step, part, device):
     """Inputs and targets (B, T) each, for one part (of gradient accumulation) of a step: text from random places, with
-    its next tokens as targets, or random rows of a task, cut to T."""
+    its next tokens as targets, or random rows of a task, cut to T. Several processes share what one with as many times
+    the rows would draw."""
     rng = np.random.default_rng((s.seed, step, part))
+    draws = rng.integers(len(data["train"]) - (0 if "train_y" in data else T), size=WORLD * s.batch_size)[RANK::WORLD]
     if "train_y" in data:
-        rows = rng.integers(len(data["train"]), size=s.batch_size)
-        return tuple(torch.from_numpy(data[name][rows, :T].astype(np.int64)).to(device) for name in ("train", "train_y"))
-    start = rng.integers(len(data["train"]) - T, size=(s.batch_size, 1))
-    rows = torch.from_numpy(data["train"][start + np.arange(T + 1)].astype(np.int64)).to(device)
+        return tuple(torch.from_numpy(data[name][draws, :T].astype(np.int64)).to(device) for name in ("train", "train_y"))
+    rows = torch.from_numpy(data["train"][draws[:, None] + np.arange(T + 1)].astype(np.int64)).to(device)
     return rows[:, :-1], rows[:, 1:]
 
 
@@ -164,6 +180,17 @@ def training_graph(model, s, x, y=None):
     if s.lrt and s.lrt_mode == "sequential":
         return model.forward_sequential(x, y)
     return model(x, y, s.lrt_subsets, s.lrt_sweeps, s.loss_weights())
+
+
+class TrainingLoss(torch.nn.Module):
+    """The training graph's loss as a module, which is what torch.compile and DDP take."""
+
+    def __init__(self, model, s):
+        super().__init__()
+        self.model, self.s = model, s
+
+    def forward(self, x, y):
+        return training_graph(self.model, self.s, x, y)[1]
 
 
 def exact(model, x, y):
@@ -240,7 +267,7 @@ def make_optimizers(model, s):
     matrices = [p for p in model.parameters() if not any(p is q for q in adam.values())]
     return [torch.optim.Muon(matrices, momentum=0.85, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW([{"params": [p], "scale": scale[name]} for name, p in adam.items()],
-                              betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)]
+                              betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=model.head.weight.is_cuda)]
 
 
 def learning_rate(step, max_iters, s):
@@ -255,14 +282,20 @@ def learning_rate(step, max_iters, s):
 
 def start_or_resume(s):
     """(settings, checkpoint or None). Ends with an error rather than replace a run unasked."""
-    if s.resume:
-        folder, checkpoint = Path(s.resume), load_checkpoint(Path(s.resume) / "last.pt", "cpu")[2]
-        s = Settings(**{**checkpoint["settings"], "out_dir": str(folder), "resume": str(folder)})
+    if not s.resume:
+        if (Path(s.out_dir) / "last.pt").exists() and not s.overwrite:
+            fail(f"{s.out_dir} holds a run: go on with it (--resume={s.out_dir}), replace it (--overwrite=1) or use another --out_dir")
+        return s, None
+    path = Path(s.resume).expanduser() / "last.pt"
+    checkpoint = load_checkpoint(path, "cpu")[2]
+    try:
+        if not {"optimizers", "iter", "seconds", "recent", "rows"} <= set(checkpoint):
+            raise ValueError("it has no optimizers")
+        s = Settings(**{**checkpoint["settings"], "out_dir": str(path.parent), "resume": str(path.parent)})
+        check_settings(s)
         return s, checkpoint
-    folder = Path(s.out_dir)
-    if (folder / "last.pt").exists() and not s.overwrite:
-        fail(f"{folder} holds a run: go on with it (--resume={folder}), replace it (--overwrite=1) or use another --out_dir")
-    return s, None
+    except (TypeError, ValueError) as e:
+        fail(f"{path} is not a checkpoint to go on from ({e}); sample.py can use it, train.py cannot")
 
 
 def make_out_dir(folder):
@@ -275,12 +308,24 @@ def make_out_dir(folder):
         fail(f"--out_dir={folder}: {e.strerror}")
 
 
-def main(argv=None):
-    s, checkpoint = start_or_resume(parse_settings(argv))
-    device = find_device(s.device)
-    if not (Path("data") / s.dataset / "meta.json").exists():
+def prepare_once(s):
+    """load(), after making the data if they are not there: by the first process, while the others wait."""
+    if RANK == 0 and not (Path("data") / s.dataset / "meta.json").exists():
         prepare(s.dataset)
-    meta, codec, data = load(s.dataset)
+    if WORLD > 1:
+        dist.barrier()
+    return load(s.dataset)
+
+
+@script
+def main(argv):
+    # ---- What to train, on what
+    s, checkpoint = start_or_resume(parse_settings(argv))
+    s.out_dir = str(Path(s.out_dir).expanduser())
+    device = find_device(s.device or (f"cuda:{os.environ['LOCAL_RANK']}" if WORLD > 1 and torch.cuda.is_available() else ""))
+    if WORLD > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    meta, codec, data = prepare_once(s)
     T = meta.get("length", s.block_size)
     if T > s.block_size:
         fail(f"data/{s.dataset} has rows of {T}, more than --block_size={s.block_size} can see")
@@ -292,19 +337,20 @@ def main(argv=None):
     except ValueError as e:
         fail(f"--{'lrt_' if str(e).startswith('memory') else ''}{e}")
     torch.manual_seed(s.seed)
+    torch.set_float32_matmul_precision("high")              # TF32 where there is such a thing
     model = GPT(config).to(device)
     optimizers = make_optimizers(model, s)
-    out, log = Path(s.out_dir), Path(s.out_dir) / "log.jsonl"
-    first, seconds, recent, rows = 0, 0.0, [], []
+    out, first, seconds, recent, rows = Path(s.out_dir), 0, 0.0, [], []
     if checkpoint:
-        model.load_state_dict(checkpoint["model"])
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
-            optimizer.load_state_dict(state)
         if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
             fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
+        model.load_state_dict(load_checkpoint(out / "last.pt", device)[0].state_dict())
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
         first, seconds, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "recent", "rows"))
 
-    lengths, rows_per_step = np.array(s.row_lengths(T)), s.batch_size * s.gradient_accumulation_steps
+    # ---- How long, how fast
+    lengths, rows_per_step = s.row_lengths(T), WORLD * s.batch_size * s.gradient_accumulation_steps
     cost = {n: flops_of_row(model, s, int(n), device) for n in np.unique(lengths)}
     tokens = rows_per_step * np.cumsum(lengths)                         # after each step
     flops = rows_per_step * np.cumsum([float(cost[n]) for n in lengths])
@@ -313,52 +359,71 @@ def main(argv=None):
         fail(f"--max_flops={s.max_flops:g} is less than one step, {flops[0]:.3g}")
     dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    compute = training_graph
+    compute = TrainingLoss(model, s)
     if s.compile == 1 or (s.compile == -1 and device.type == "cuda"):
-        compute = torch.compile(training_graph)
+        compute = torch.compile(compute)
+    if WORLD > 1:
+        compute = DistributedDataParallel(compute)
     kind = "plain GPT" if not s.lrt else "LRT, token by token" if s.lrt_mode == "sequential" else \
         f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
-    print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {flops[0] / 1e9:.1f} GFLOP a step, "
-          f"{device.type} {dtype}, torch {torch.__version__}")
-    print(f"{meta['source']}: {data['train'].size:,} training tokens, {data['val'].size:,} for validation")
-    run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops": flops[max_iters - 1],
-           "parameters": sum(p.numel() for p in model.parameters()),
-           "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()}
-    if not checkpoint:
-        make_out_dir(out)
-    write_atomic(out / "run.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
+    say(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {flops[0] / 1e9:.1f} GFLOP a step, "
+        f"{device.type}{f' x {WORLD}' if WORLD > 1 else ''} {dtype}, torch {torch.__version__}\n"
+        f"{meta['source']}: {data['train'].size:,} training tokens, {data['val'].size:,} for validation")
 
+    # ---- Files
     def save(path, **more):
         state = {"model": model.state_dict(), "config": asdict(config), "settings": asdict(s), "meta": meta, **more}
         write_atomic(path, lambda f: torch.save(state, f))
 
     def save_last():
-        save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows,
-             seconds=seconds + time.perf_counter() - start)
+        if RANK == 0:
+            save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows,
+                 seconds=seconds + time.perf_counter() - start)
 
-    def stop_after_this_step(*_):
-        interrupted.append(True)
-        print("\nstopping after this step ...", flush=True)
+    def write_log():
+        write_atomic(out / "log.jsonl", lambda f: f.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
-    def check(loss, what):
+    def stop_unless_finite(loss, what):
         if not math.isfinite(loss):
             saved = f"{out / 'last.pt'} is from step {rows[-1]['iter']:,}" if rows else "nothing was saved yet"
             fail(f"{what} is {loss} in step {step + 1:,}; {saved}. Try a smaller --learning_rate")
 
+    if RANK == 0:
+        if not checkpoint:
+            make_out_dir(out)
+        run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops": flops[max_iters - 1],
+               "parameters": sum(p.numel() for p in model.parameters()), "processes": WORLD,
+               "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()}
+        write_atomic(out / "run.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
+        if checkpoint:
+            write_log()
+
+    # ---- The loop. Ctrl-C is answered between two steps
     interrupted = []
-    signal.signal(signal.SIGINT, stop_after_this_step)
+
+    def stop_after_this_step(*_):
+        interrupted.append(True)
+        say("\nstopping after this step ...")
+
+    old_handler = signal.signal(signal.SIGINT, stop_after_this_step)
     start = lap = time.perf_counter()
     lap_tokens, n = tokens[first - 1] if first else 0, first
     for step in range(first, max_iters):
-        torch.manual_seed(s.seed * 1_000_003 + step)       # for dropout
+        torch.manual_seed((s.seed * 1_000_003 + step) * WORLD + RANK)       # for dropout
         total = 0.0
         for part in range(s.gradient_accumulation_steps):
             x, y = batch(data, s, int(lengths[step]), step, part, device)
-            with autocast:
-                loss = compute(model, s, x, y)[1] / s.gradient_accumulation_steps
-            loss.backward()
+            last_part = part == s.gradient_accumulation_steps - 1           # only then do processes exchange gradients
+            with nullcontext() if WORLD == 1 or last_part else compute.no_sync():
+                with autocast:
+                    loss = compute(x, y) / s.gradient_accumulation_steps
+                loss.backward()
             total += loss.item()
-        check(total, "the training loss")
+        if WORLD > 1:
+            shared = torch.tensor([total, len(interrupted)], device=device)
+            dist.all_reduce(shared)
+            total, interrupted = shared[0].item() / WORLD, [True] * int(shared[1])
+        stop_unless_finite(total, "the training loss")
         if s.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
@@ -371,34 +436,42 @@ def main(argv=None):
         if n % s.log_interval == 0 or n == max_iters:
             now = time.perf_counter()
             speed = (tokens[step] - lap_tokens) / (now - lap)
-            print(f"step {n:6,}/{max_iters:,} {100 * n / max_iters:3.0f}%  loss {np.mean(recent[-s.log_interval:]):.4f}  "
-                  f"{speed:8,.0f} tokens/s  {(tokens[max_iters - 1] - tokens[step]) / speed:4.0f} s left", flush=True)
+            say(f"step {n:6,}/{max_iters:,} {100 * n / max_iters:3.0f}%  loss {np.mean(recent[-s.log_interval:]):.4f}  "
+                f"{speed:8,.0f} tokens/s  {(tokens[max_iters - 1] - tokens[step]) / speed:4.0f} s left")
             lap, lap_tokens = now, tokens[step]
-        if n % s.eval_interval == 0 or n == max_iters:
-            elapsed = seconds + time.perf_counter() - start
-            result = evaluate(model, s, codec, data, device)
-            check(result["val_loss_exact"], "the validation loss")
+        if RANK == 0 and (n % s.eval_interval == 0 or n == max_iters):
             row = {"iter": n, "tokens": int(tokens[step]), "flops": float(flops[step]),
-                   "seconds": elapsed, "train_loss": float(np.mean(recent)), **result}
+                   "seconds": seconds + time.perf_counter() - start, "train_loss": float(np.mean(recent)),
+                   **evaluate(model, s, codec, data, device)}
+            stop_unless_finite(row["val_loss_exact"], "the validation loss")
             if "task" in meta:
                 row["accuracy_by_length"], row["accuracy_whole_by_length"] = accuracy_by_length(model, meta, (s.seed, n), device)
             recent = []
             rows.append(row)
-            print(f"step {n:6,} validation: exact {row['val_loss_exact']:.4f}, training graph {row['val_loss']:.4f} nats/token; "
-                  + (f"exact {row['val_bpb_exact']:.4f} bits/byte" if "task" not in meta else
-                     f"right {row['val_accuracy_exact']:.1%} and {row['val_accuracy']:.1%}; last tenth of "
-                     + ", ".join(f"{k}: {v:.1%}" for k, v in row["accuracy_by_length"].items())), flush=True)
+            say(f"step {n:6,} validation: exact {row['val_loss_exact']:.4f}, training graph {row['val_loss']:.4f} nats/token; "
+                + (f"exact {row['val_bpb_exact']:.4f} bits/byte" if "task" not in meta else
+                   f"right {row['val_accuracy_exact']:.1%} and {row['val_accuracy']:.1%}; last tenth of "
+                   + ", ".join(f"{k}: {v:.1%}" for k, v in row["accuracy_by_length"].items())))
             if row is min(rows, key=badness):
                 save(out / "best.pt", iter=n)
             save_last()
-            write_atomic(log, lambda f: f.write("".join(json.dumps(r) + "\n" for r in rows).encode()))
+            write_log()
             lap, lap_tokens = time.perf_counter(), tokens[step]
         if interrupted:
             save_last()
-            print(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
+            say(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
             sys.exit(130)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    report(s, out, rows, data, device)
+    signal.signal(signal.SIGINT, old_handler)
+    if RANK == 0:
+        report(s, out, rows, data, device)
+    if WORLD > 1:
+        dist.destroy_process_group()
+
+
+def say(line):
+    """Print from the first process alone."""
+    if RANK == 0:
+        print(line, flush=True)
 
 
 def report(s, out, rows, data, device):
