@@ -59,7 +59,6 @@ def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k
     cache = model.init_cache(num_samples)
     decoders = [codec.decoder() for _ in range(num_samples)]
     texts = ["".join(map(decode, prompt)) for decode in decoders]
-    print(texts[0], end="", flush=True)
     start = time.perf_counter()
     if stepwise:
         for t in range(idx.size(1) - 1):
@@ -67,7 +66,9 @@ def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k
         idx = idx[:, -1:]
     first = None
     for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
-        first = first or time.perf_counter()
+        if first is None:                       # the prompt has been read
+            first = time.perf_counter()
+            print(texts[0], end="")
         pieces = [decode(t) for decode, t in zip(decoders, token.tolist())]
         texts = [text + piece for text, piece in zip(texts, pieces)]
         print(pieces[0], end="", flush=True)
@@ -75,7 +76,7 @@ def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k
     print()
     for text in texts[1:]:
         print(f"---------------\n{text}")
-    how = "stepwise" if stepwise else f"{cache.sweeps} sweeps, residual {cache.residual:.0e}"
+    how = "stepwise" if stepwise else f"{cache.sweeps} sweeps, " + (f"last change {cache.residual:.0e}" if cache.residual else "exact")
     return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms ({how}), then "
             f"{num_samples * (max_new_tokens - 1) / max(end - first, 1e-9):,.0f} tokens per second")
 

@@ -479,6 +479,54 @@ def test_task7_prefill_in_pieces_is_stepping(name, cuts):
             close(model.step(idx[:, t], cache), expected[:, t])
 
 
+def trained_model():
+    """A model that 60 steps have taught to go on counting, with jumps: its memory contracts, as a trained one's does."""
+    model = random_model(scale=0.0, vocab_size=11, block_size=24)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        steps = torch.randint(1, 3, (16, 25), generator=generator)
+        text = steps.cumsum(1) % 11
+        loss = model(text[:, :-1], text[:, 1:])[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1.2
+    return model
+
+
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_task7_prefill_anyhow_is_stepping(weights):
+    """At random cuts, lengths, batch sizes, subsets and tolerances: next-token distributions, here and after more steps.
+    Random weights need not contract, so there only the bound on sweeps makes it exact."""
+    model = trained_model() if weights == "trained" else random_model(scale=1.0, block_size=24)
+    rng = np.random.default_rng(0)
+    for case in range(25):
+        B, T, tol = int(rng.integers(1, 4)), int(rng.integers(2, 80)), 10 ** rng.uniform(-9, -2) if weights == "trained" else 0.0
+        cuts = [0, *sorted(rng.choice(np.arange(1, T), size=min(T - 1, rng.integers(4)), replace=False).tolist()), T]
+        idx = tokens(model, B, T + 5, seed=case)
+        expected = windowed_reference(model, idx).log_softmax(-1)
+        cache = model.init_cache(B)
+        for a, b in zip(cuts, cuts[1:]):
+            S = int(rng.integers(1, 9))
+            logits = model.prefill(idx[:, a:b], cache, subsets=S, tol=tol)
+            close(logits.log_softmax(-1), expected[:, b - 1], atol=20 * tol + 1e-9)
+            assert cache.sweeps <= math.ceil((b - a) / min(S, b - a)) and cache.residual <= tol and cache.pos == b
+        for t in range(T, T + 5):
+            close(model.step(idx[:, t], cache).log_softmax(-1), expected[:, t], atol=20 * tol + 1e-9)
+
+
+def test_task7_prompt_longer_than_a_piece():
+    """2,000 tokens: pieces of 512, each wider than the window of 13."""
+    model = random_model(scale=0.1)
+    idx = tokens(model, 1, 2000)
+    expected = windowed_reference(model, idx)
+    cache = model.init_cache(1)
+    close(model.prefill(idx[:, :1999], cache, subsets=4, tol=1e-12), expected[:, 1998], atol=1e-9)
+    close(model.step(idx[:, 1999], cache), expected[:, 1999], atol=1e-9)
+    assert cache.k[0].shape == model.init_cache(1).k[0].shape
+
+
 def test_task7_prefill_stops_at_its_tolerance():
     model = random_model(scale=0.05, block_size=64)
     idx = tokens(model, 2, 64)
@@ -558,6 +606,7 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("U_k and U_v swapped", "GPT.layers", "[F.linear(m, pair) for pair in u]", "[F.linear(m, pair.roll(m.size(-1), 0)) for pair in u]"),
     ("first pair of U for all layers", "GPT.layers", "u[i % len(u)]", "u[0]"),
     ("mask lets one later position in", "GPT.fill", ".tril()", ".tril(1)"),
+    ("window of a long prompt too wide", "GPT.fill", "triu(1 - W)", "triu(-W)"),
     ("subset sees itself one place too early", "GPT.fill", "split(mask, S, dim=0)", "split(mask.roll(-1, 0), S, dim=0)"),
     ("one sweep too few", "GPT.forward", "range(K)", "range(K - 1)"),
     ("last subset left out", "GPT.forward", "range(S)", "range(max(1, S - 1))"),
@@ -574,7 +623,7 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("latent of a padding position", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "merge(buffer.state, dim=1)[:, -1]"),
     ("prompt starts without the latent", "GPT.refine", "shift_right(buffer.state[-1], buffer.latent)", "shift_right(buffer.state[-1])"),
     ("window one position too wide", "Cache.past", "< W", "<= W"),
-    ("prefill one sweep too short", "GPT.prefill", "S * sweeps) < T", "S * sweeps + S) < T"),
+    ("prefill one sweep too short", "GPT.prefill", "S * sweeps) < T and", "S * sweeps + S) < T and"),
     ("prefill looks at the wrong residual", "GPT.prefill", "not residual <= tol", "not residual <= 1000 * tol + 0.01"),
 ]
 
