@@ -107,10 +107,11 @@ def rotary_table(start, length, head_dim, like):
 
     For t = start .. start + length - 1 the angles t / 10000^(2j/D), j = 0 .. D/2 - 1, as two factors stacked
     (2, T, D): cos, cos for the two halves of a head, and sin, -sin."""
-    t = torch.arange(start, start + length, device=like.device, dtype=like.dtype)
-    frequency = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=like.dtype) / head_dim)
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64       # late positions need the digits
+    t = torch.arange(start, start + length, device=like.device, dtype=dtype)
+    frequency = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=dtype) / head_dim)
     angle = t[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
     return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([sin, -sin], dim=1)])
 
 
@@ -202,8 +203,8 @@ class Buffer:                                                                   
     """What the dial sweeps over. A list over s holds one tensor for each of S interleaved subsets of the positions.
 
     P is the number of tokens before these that attention sees, 0 in training.
-    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D), (T/S, P + T), true where a position may see a key, or
-    None for plain causal order;
+    x0, rope, mask: lists over s of (B, T/S, C), (2, T/S, D), (T/S, P + T), 0 where a position may see a key and -inf
+    where not, or None for plain causal order;
     state, h: lists over s of (B, T/S, C), the latest state to hand on as memory and the latest h for logits;
     k, v: for each layer a list over s of (B, H, T/S, D), the latest keys and values;
     past: for each layer the keys, and the values, (B, H, P, D), of those P tokens; latent (B, C): memory of the first
@@ -401,6 +402,7 @@ class GPT(nn.Module):
             if self.config.lrt:                                                                      # LRT
                 buffer.latent = cache.latent                                                         # LRT
                 m = shift_right(torch.zeros_like(x0), cache.latent)                                  # LRT
+        mask = x0.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))   # what attention adds to its scores   LRT
         causal = not start and T <= W                   # no mask needed for all positions together   LRT
         buffer.x0, buffer.rope = split(x0, S, dim=1), split(rope, S, dim=1)                          # LRT
         buffer.mask = [None] if causal and S == 1 else split(mask, S, dim=0)                         # LRT
@@ -491,12 +493,12 @@ class GPT(nn.Module):
             T, S = piece.size(1), min(subsets, piece.size(1))
             buffer, sweeps, residual = self.fill(piece, S, cache), 0, float("inf")
             while self.config.lrt and max(sweeps + 1, S * sweeps) < T and not residual <= tol:       # LRT
-                before = merge(buffer.state, dim=1)                                                  # LRT
+                before = list(buffer.state)                                                          # LRT
                 for s in range(S):                                                                   # LRT
                     self.refine(buffer, s)                                                           # LRT
                 sweeps += 1                                                                          # LRT
-                exact = max(sweeps + 1, S * sweeps) >= T                                             # LRT
-                residual = 0.0 if exact else (merge(buffer.state, dim=1) - before)[:, :T].abs().max().item()  # LRT
+                change = torch.stack([(new - old).abs().max() for new, old in zip(buffer.state, before)])    # LRT
+                residual = 0.0 if max(sweeps + 1, S * sweeps) >= T else change.max().item()          # LRT
             if sweeps:                                                                               # LRT
                 cache.sweeps, cache.residual = max(cache.sweeps, sweeps), max(cache.residual, residual)  # LRT
             cache.extend(buffer, T)

@@ -251,6 +251,12 @@ def test_task4_steps_slide_over_the_last_block(has_lrt):
     assert cache.k[0].shape == model.init_cache(2).k[0].shape and cache.pos == 45
 
 
+def test_rotary_keeps_its_digits_at_late_positions():
+    """Generation goes on for ever; in float32 alone the angle of position 10,000,000 would be wrong by up to 0.5."""
+    late = [lrt.rotary_table(10 ** 7, 4, 8, torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    close(late[0].double(), late[1], atol=1e-6)
+
+
 def test_task4_sequences_do_not_see_each_other():
     """Not those of a batch, and not those decoded before."""
     model = random_model()

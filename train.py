@@ -27,7 +27,6 @@ from lrt import GPT, GPTConfig
 from prepare_data import MAX_SEED, Parser, check, fail, load, prepare, script, task_rows, write_atomic
 from sample import find_device, hold_latent_at_zero, load_checkpoint, stream
 
-
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # torchrun sets them
 
 
@@ -82,7 +81,6 @@ class Settings:
         if weights and not (len(weights) == self.lrt_sweeps + 1 and math.isfinite(sum(weights)) and weights[-1]):
             raise ValueError("not one for each pass, or not to be used")
         return weights
-
 
     def row_lengths(self, T):
         """The length of the rows in each step, at most T. Raises ValueError if the curriculum is not like 4:100,8:100."""
@@ -289,10 +287,12 @@ def start_or_resume(s):
     path = Path(s.resume).expanduser() / "last.pt"
     checkpoint = load_checkpoint(path, "cpu")[2]
     try:
-        if not {"optimizers", "iter", "seconds", "recent", "rows"} <= set(checkpoint):
+        if not {"optimizers", "iter", "seconds", "recent", "rows", "processes"} <= set(checkpoint):
             raise ValueError("it has no optimizers")
         s = Settings(**{**checkpoint["settings"], "out_dir": str(path.parent), "resume": str(path.parent)})
         check_settings(s)
+        if checkpoint["processes"] != WORLD:
+            fail(f"{path} is of a run with {checkpoint['processes']} processes, this one has {WORLD}: it would not be the same run")
         return s, checkpoint
     except (TypeError, ValueError) as e:
         fail(f"{path} is not a checkpoint to go on from ({e}); sample.py can use it, train.py cannot")
@@ -377,7 +377,7 @@ def main(argv):
 
     def save_last():
         if RANK == 0:
-            save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows,
+            save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows, processes=WORLD,
                  seconds=seconds + time.perf_counter() - start)
 
     def write_log():
@@ -500,6 +500,11 @@ def report(s, out, rows, data, device):
         print(f"\n{'exact accuracy at length':28}" + "".join(f"{n:>9}" for n in best["accuracy_by_length"]))
         for name, key in (("  over the last tenth", "accuracy_by_length"), ("  over the whole row", "accuracy_whole_by_length")):
             print(f"{name:28}" + "".join(f"{v:9.2%}" for v in best[key].values()))
+        at_4 = list(best["accuracy_by_length"].values())[2]
+        if best["val_accuracy"] > 0.95 and at_4 < 0.9:
+            print(f"SOLVED FOR THE TRAINED LENGTH ONLY: right {best['val_accuracy']:.1%} on the training graph, {at_4:.1%} at 4 times "
+                  "the length when it decodes; " + ("--lrt_mode=sequential trains what decoding does" if s.lrt else
+                  "--lrt=1 --lrt_mode=sequential trains a memory for it"))
         return
     print(f"\n---- sample of {out / 'best.pt'}; more: python sample.py --out_dir={out} " + "-" * 20)
     model, codec, _ = load_checkpoint(out / "best.pt", device)
