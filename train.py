@@ -246,6 +246,14 @@ def badness(row):
     return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
 
 
+def parted(row):
+    """A warning where decoding does not do what the training graph shows, or None."""
+    gap = row["val_loss_exact"] - row["val_loss"]
+    if abs(gap) > 0.02 or abs(row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)) > 0.02:
+        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}: THEY DISAGREE: decoding does not do what the parallel "
+                "training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential")
+
+
 def flops_of_row(model, s, T, device):
     """Of forward and backward, multiplications and additions, for one row of T; full attention as in SDPA's maths."""
     x = torch.zeros(1, T, dtype=torch.long, device=device)
@@ -452,6 +460,8 @@ def main(argv):
                 + (f"exact {row['val_bpb_exact']:.4f} bits/byte" if "task" not in meta else
                    f"right {row['val_accuracy_exact']:.1%} and {row['val_accuracy']:.1%}; last tenth of "
                    + ", ".join(f"{k}: {v:.1%}" for k, v in row["accuracy_by_length"].items())))
+            if parted(row):
+                say(parted(row))
             if row is min(rows, key=badness):
                 save(out / "best.pt", iter=n)
             save_last()
@@ -492,10 +502,8 @@ def report(s, out, rows, data, device):
         when = f"{row['iter']:9,}{row['seconds']:9.0f}" if "iter" in row else ""
         print(f"{name:28}{row['val_loss_exact']:12.4f}{'' if value is None else f'{value:12.4f}'}{when}")
     if s.lrt:
-        gap = best["val_loss_exact"] - best["val_loss"]
-        parted = abs(gap) > 0.02 or task and abs(best["val_accuracy"] - best["val_accuracy_exact"]) > 0.02
-        print(f"exact - training graph = {gap:+.4f}: " + ("THEY DISAGREE: decoding does not do what the parallel training shows; "
-              "raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential" if parted else "they agree"))
+        warnings = dict.fromkeys(filter(None, (parted(best), parted(last))))
+        print("\n".join(warnings) or f"exact - training graph = {best['val_loss_exact'] - best['val_loss']:+.4f}: they agree")
     if task:
         print(f"\n{'exact accuracy at length':28}" + "".join(f"{n:>9}" for n in best["accuracy_by_length"]))
         for name, key in (("  over the last tenth", "accuracy_by_length"), ("  over the whole row", "accuracy_whole_by_length")):
