@@ -75,8 +75,10 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        r = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.size(-1) + torch.finfo(x.dtype).eps)
-        y = x * r
+        dtype = torch.promote_types(x.dtype, torch.float32)             # as F.rms_norm does for bfloat16
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        r = torch.rsqrt(r.square() / x.size(-1) + torch.finfo(dtype).eps)
+        y = (x * r).to(x.dtype)
         ctx.save_for_backward(y, r)
         return y
 
@@ -84,7 +86,7 @@ class RMSNorm(torch.autograd.Function):
     def backward(ctx, grad):
         y, r = ctx.saved_tensors
         dot = (grad.unsqueeze(-2) @ y.unsqueeze(-1)).squeeze(-1)        # sum over the last dimension of grad * y
-        return torch.addcmul(grad, y, dot, value=-1 / y.size(-1)) * r
+        return (torch.addcmul(grad, y, dot, value=-1 / y.size(-1)) * r).to(grad.dtype)
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -213,7 +215,7 @@ class Buffer:                                                                   
     def __init__(self, n_layer):                                                                     # LRT
         self.x0, self.rope, self.mask, self.state, self.h = [], [], [], [], []                       # LRT
         self.k, self.v = [None] * n_layer, [None] * n_layer                                          # LRT
-        self.past, self.latent, self.weights = None, None, None                                                          # LRT
+        self.past, self.latent, self.weights = None, None, None                                      # LRT
 
     def keys_values(self, i):                                                                        # LRT
         """All keys and values of layer i, (B, H, P + T, D) each, in natural order."""

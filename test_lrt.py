@@ -251,6 +251,18 @@ def test_task4_steps_slide_over_the_last_block(has_lrt):
     assert cache.k[0].shape == model.init_cache(2).k[0].shape and cache.pos == 45
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_own_derivatives_are_autograds(dtype, tolerance):
+    """RMSNorm and SquaredReLU against torch's functions, value and gradient, for large, small and zero inputs."""
+    torch.manual_seed(0)
+    x = (torch.randn(6, 5, 16).double() * torch.tensor([100.0, 1, 1e-2, 1e-4, 0, 1])[:, None, None]).to(dtype).requires_grad_()
+    weight = torch.randn(6, 5, 16).to(dtype)
+    for mine, theirs in ((lrt.norm, lambda x: F.rms_norm(x, (16,))), (lrt.SquaredReLU.apply, lambda x: F.relu(x).square())):
+        results = [(y.double(), torch.autograd.grad((y * weight).sum(), x)[0].double()) for y in (mine(x), theirs(x))]
+        for a, b in zip(*results):
+            close(a / b.abs().amax().clamp(min=1e-30), b / b.abs().amax().clamp(min=1e-30), atol=tolerance)
+
+
 def test_rotary_keeps_its_digits_at_late_positions():
     """Generation goes on for ever; in float32 alone the angle of position 10,000,000 would be wrong by up to 0.5."""
     late = [lrt.rotary_table(10 ** 7, 4, 8, torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
