@@ -59,7 +59,7 @@ def script(main):
                     stream.reconfigure(errors="replace")
             return main(argv)
         except (MemoryError, RuntimeError) as e:        # torch's kind of the former is one of the latter
-            if isinstance(e, RuntimeError) and not re.search("memory|allocat", str(e)):
+            if isinstance(e, RuntimeError) and not re.search("out of memory|not enough memory|allocate memory", str(e)):
                 raise
             fail(f"not enough memory; smaller sizes need less ({str(e).splitlines()[0] if str(e) else 'MemoryError':.150})")
         except KeyboardInterrupt:                       # Ctrl-C
