@@ -292,7 +292,9 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows
     """Write data_dir/dataset/ and return its path."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
         fail(f"--dataset={dataset}: a name of letters, digits, '_', '-' and '.', as it becomes a folder in {data_dir}/")
-    if dataset in TASKS and input is None:
+    if dataset in TASKS and input is not None:
+        fail(f"--dataset={dataset} is the name of a task; give the text of --input={input} another one")
+    if dataset in TASKS:
         return prepare_task(dataset, length, rows, seed, data_dir)
     merges = re.fullmatch(r"bpe:(\d{1,5})", tokenizer)
     if tokenizer not in ("char", "gpt2") and not (merges and 1 <= int(merges[1]) <= MAX_VOCAB - 256):

@@ -39,7 +39,7 @@ def load_checkpoint(path, device):
         model.load_state_dict(weights)
         return model.to(device), codec, checkpoint
     except FileNotFoundError:
-        fail(f"no checkpoint {path}; train one first: python train.py --lrt=1")
+        fail(f"no checkpoint {path}; this makes one: python train.py --lrt=1 --out_dir={Path(path).parent}")
     except Exception as e:      # a damaged or hostile file can raise anything at all
         fail(f"{path} is not a checkpoint of this project, or damaged ({type(e).__name__}: {str(e).splitlines()[0]:.150})")
 
@@ -95,7 +95,7 @@ def main(argv):
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
     args = parser.parse_args(argv)
-    check(args, num_samples=(1, 100_000), max_new_tokens=(1, 10 ** 12), temperature=(0, 1000), top_k=(1, 10 ** 9), seed=(0, MAX_SEED),
+    check(args, num_samples=(1, 1000), max_new_tokens=(1, 10 ** 12), temperature=(0, 1000), top_k=(1, 10 ** 9), seed=(0, MAX_SEED),
           prefill=["parallel", "stepwise"], latent=[0, 1])
     device = find_device(args.device)
     path = Path(args.out_dir).expanduser() / "best.pt"
@@ -105,7 +105,7 @@ def main(argv):
     except ValueError as e:
         fail(f"--prompt: {e}")
     if not prompt:
-        fail("--prompt is empty; give at least one character")
+        fail("--prompt is empty; give at least one character, or for a model of a task one number")
     if not args.latent:
         hold_latent_at_zero(model)
     if codec.kind == "numbers":                     # a task: what is asked for after each input, not a text that goes on

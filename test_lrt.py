@@ -1094,6 +1094,8 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (prepare_data, ["--tokenizer=words", "--input=text.txt"], "--tokenizer"),
     (prepare_data, ["--dataset=a/b", "--input=text.txt"], "--dataset"),
     (prepare_data, ["--dataset=..", "--input=text.txt"], "--dataset"),
+    (prepare_data, ["--dataset=parity", "--input=text.txt"], "name of a task"),
+    (train, ["--out_dir=only_best"], "only_best"),
     (prepare_data, ["--dataset=parity", "--length=0"], "--length"),
     (prepare_data, ["--dataset=parity", "--length=5", "--rows=20"], "--rows"),
     (prepare_data, ["--dataset=swaps", "--rows=1"], "--rows"),
@@ -1173,6 +1175,8 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys):
         if content:
             Path(name, "best.pt").write_bytes(content)
     torch.save(Evil(), "pickled/best.pt")
+    Path("only_best").mkdir()
+    shutil.copy("run/best.pt", "only_best/best.pt")
     torch.save({**torch.load("run/best.pt", weights_only=True), "config": torch.load("task/best.pt", weights_only=True)["config"]},
                "foreign/best.pt")
     before = all_files()
@@ -1185,6 +1189,12 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys):
             Path(folder, "best.pt").rename(Path(folder, "last.pt"))
         before = all_files()
         assert named in ends_in_one_line(train, [f"--resume={folder}"], capsys) and all_files() == before
+    good = torch.load("run/last.pt", weights_only=True)
+    for changes in (dict(iter="x"), dict(rows=7), dict(optimizers=[]), dict(optimizers=[{}, {}]), dict(meta={"codec": good["meta"]["codec"]}),
+                    dict(settings={**good["settings"], "batch_size": "x"}), dict(settings=3), dict(processes=2)):
+        torch.save({**good, **changes}, "foreign/last.pt")
+        before = all_files()
+        assert "foreign" in ends_in_one_line(train, ["--resume=foreign"], capsys) and all_files() == before, changes
     shutil.copy("run/best.pt", "foreign/last.pt")               # whole, but nothing to go on with
     assert "no optimizers" in ends_in_one_line(train, ["--resume=foreign"], capsys)
 

@@ -119,7 +119,7 @@ def parse_settings(argv):
 def check_settings(s):
     """Each in its range, and all of them together."""
     big = 10 ** 9
-    check(s, batch_size=(1, big), gradient_accumulation_steps=(1, big), max_iters=(1, 10 ** 8), max_flops=(0, 1e30),
+    check(s, batch_size=(1, big), gradient_accumulation_steps=(1, big), max_iters=(1, 10 ** 7), max_flops=(0, 1e30),
           learning_rate=(0, big), min_lr=(0, s.learning_rate), warmup_iters=(0, big), weight_decay=(0, big), grad_clip=(0, big),
           seed=(0, MAX_SEED), eval_interval=(1, big), log_interval=(1, big), lrt_subsets=(1, big), lrt_sweeps=(1, big),
           lrt=[0, 1], lrt_mode=["parallel", "sequential"], overwrite=[0, 1], dtype=["", "float32", "bfloat16"], compile=[-1, 0, 1])
@@ -248,9 +248,9 @@ def badness(row):
 
 def parted(row):
     """A warning where decoding does not do what the training graph shows, or None."""
-    gap = row["val_loss_exact"] - row["val_loss"]
-    if abs(gap) > 0.02 or abs(row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)) > 0.02:
-        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}: THEY DISAGREE: decoding does not do what the parallel "
+    gap, accuracy = row["val_loss_exact"] - row["val_loss"], row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)
+    if abs(gap) > 0.02 or abs(accuracy) > 0.02:
+        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: THEY DISAGREE: decoding does not do what the parallel "
                 "training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential")
 
 
@@ -289,7 +289,7 @@ def learning_rate(step, max_iters, s):
 def start_or_resume(s):
     """(settings, checkpoint or None). Ends with an error rather than replace a run unasked."""
     if not s.resume:
-        if (Path(s.out_dir) / "last.pt").exists() and not s.overwrite:
+        if any((Path(s.out_dir) / name).exists() for name in ("last.pt", "best.pt", "log.jsonl")) and not s.overwrite:
             fail(f"{s.out_dir} holds a run: go on with it (--resume={s.out_dir}), replace it (--overwrite=1) or use another --out_dir")
         return s, None
     path = Path(s.resume).expanduser() / "last.pt"
@@ -297,6 +297,9 @@ def start_or_resume(s):
     try:
         if not {"optimizers", "iter", "seconds", "recent", "rows", "processes"} <= set(checkpoint):
             raise ValueError("it has no optimizers")
+        if not (isinstance(checkpoint["iter"], int) and isinstance(checkpoint["rows"], list) and isinstance(checkpoint["recent"], list)
+                and isinstance(checkpoint["seconds"], float) and len(checkpoint["optimizers"]) == 2 and "sha256" in checkpoint["meta"]):
+            raise ValueError("its entries are not what train.py writes")
         s = Settings(**{**checkpoint["settings"], "out_dir": str(path.parent), "resume": str(path.parent)})
         check_settings(s)
         if checkpoint["processes"] != WORLD:
@@ -353,8 +356,11 @@ def main(argv):
         if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
             fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
         model.load_state_dict(load_checkpoint(out / "last.pt", device)[0].state_dict())
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
-            optimizer.load_state_dict(state)
+        try:
+            for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+                optimizer.load_state_dict(state)
+        except Exception as e:      # a hostile file can raise anything at all
+            fail(f"{out / 'last.pt'}: its optimizers are not those of this model ({type(e).__name__})")
         first, seconds, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "recent", "rows"))
 
     # ---- How long, how fast
@@ -469,7 +475,8 @@ def main(argv):
             lap, lap_tokens = time.perf_counter(), tokens[step]
         if interrupted:
             save_last()
-            say(f"\nstopped after step {n}; go on with: python train.py --resume={out}")
+            say(f"\nstopped after step {n}; go on with: "
+                + (f"torchrun --standalone --nproc_per_node={WORLD}" if WORLD > 1 else "python") + f" train.py --resume={out}")
             sys.exit(130)
     signal.signal(signal.SIGINT, old_handler)
     if RANK == 0:
