@@ -415,7 +415,7 @@ class GPT(nn.Module):
                 return attention(q, k, v, is_causal=True)                                            # LRT
             return attention(q, *buffer.keys_values(i), attn_mask=mask)                              # LRT
 
-        h, state = self.layers(buffer.weights, x0, rope, attend, m)                                                  # LRT
+        h, state = self.layers(buffer.weights, x0, rope, attend, m)                                  # LRT
         buffer.h = split(h, S, dim=1)                                                                # LRT
         buffer.state = split(state, S, dim=1) if self.config.lrt else None                           # LRT
         return buffer                                                                                # LRT
@@ -433,7 +433,7 @@ class GPT(nn.Module):
             mask = buffer.mask[s]                                                                    # LRT
             return attention(q, *buffer.keys_values(i), attn_mask=mask, is_causal=mask is None)      # LRT
 
-        buffer.h[s], buffer.state[s] = self.layers(buffer.weights, buffer.x0[s], buffer.rope[s], attend, m)          # LRT
+        buffer.h[s], buffer.state[s] = self.layers(buffer.weights, buffer.x0[s], buffer.rope[s], attend, m)    # LRT
 
     def forward_sequential(self, idx, targets=None):
         """The definition: one position after the other, each with the state of the one before it as its memory.

@@ -37,6 +37,7 @@ def load_checkpoint(path, device):
             raise ValueError("the weights are not those of its config")
         model = GPT(config)
         model.load_state_dict(weights)
+        checkpoint["model"] = weights
         return model.to(device), codec, checkpoint
     except FileNotFoundError:
         fail(f"no checkpoint {path}; this makes one: python train.py --lrt=1 --out_dir={Path(path).parent}")

@@ -355,7 +355,7 @@ def main(argv):
     if checkpoint:
         if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
             fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
-        model.load_state_dict(load_checkpoint(out / "last.pt", device)[0].state_dict())
+        model.load_state_dict(checkpoint["model"])
         try:
             for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
                 optimizer.load_state_dict(state)
