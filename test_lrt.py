@@ -10,12 +10,14 @@ silent: with definitions that are too simple to be wrong, and with a second impl
 """
 import ast
 import errno
+import functools
 import importlib
 import inspect
 import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -737,6 +739,15 @@ def test_handout_leaves_out_just_the_exercises():
         with pytest.raises(NotImplementedError, match=f"task {n}"):
             inspect.unwrap(owner)(*[None] * sum(p.default is p.empty for p in inspect.signature(owner).parameters.values()))
     del sys.modules["student"]
+
+
+@pytest.mark.skipif(lrt.__name__ != "lrt", reason="about lrt.py")
+def test_readme_maps_lrt_as_it_is():
+    table = re.findall(r"^\| `([\w.]+)` \| (\d+)–(\d+) \|.*\| (\d?) \|$", (HERE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for name, first, last, _ in table:
+        lines, start = inspect.getsourcelines(inspect.unwrap(functools.reduce(getattr, name.split("."), lrt)))
+        assert (name, int(first), int(last)) == (name, start, start + len(lines) - 1)
+    assert {(name, exercise) for name, _, _, exercise in table if exercise} == {(name, str(n)) for n, (name, _) in enumerate(EXERCISES, 1)}
 
 
 # ---- Data --------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Settings:
     batch_size: int = option(8, "rows in a step of each process, B; small, as Muon gains more from steps than from rows")
     gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory")
     max_iters: int = option(1750, "steps")
-    max_flops: float = option(0.0, "stop at this much compute instead, to compare runs (0: no limit)")
+    max_flops: float = option(0.0, "stop at this much compute if max_iters would go further, to compare runs (0: no limit)")
     learning_rate: float = option(1.6e-2, "highest, after warm-up")
     min_lr: float = option(0.0, "at the end of the cosine")
     warmup_iters: int = option(50, "steps from 0 to learning_rate")
@@ -320,11 +320,12 @@ def make_out_dir(folder):
 
 
 def prepare_once(s):
-    """load(), after making the data if they are not there: by the first process, while the others wait."""
-    if RANK == 0 and not (Path("data") / s.dataset / "meta.json").exists():
-        prepare(s.dataset)
-    if WORLD > 1:
-        dist.barrier()
+    """load(), after making the data if they are not there: one process at a time, so once for each disk."""
+    for turn in range(WORLD):
+        if turn == RANK and not (Path("data") / s.dataset / "meta.json").exists():
+            prepare(s.dataset)
+        if WORLD > 1:
+            dist.barrier()
     return load(s.dataset)
 
 
