@@ -1,7 +1,7 @@
 """The README's training results:  python assets/results.py EXPERIMENT ...
 
-EXPERIMENT is rate, compute or position (what each is: EXPERIMENTS below), or grid, the picture of the dial. Trains what is
-missing, two runs at a time with one thread each, then prints the table and draws the picture. What each run ended with is a
+EXPERIMENT is rate or compute (what each is: EXPERIMENTS below); position, more about the runs of compute that are there; or
+grid, the picture of the dial. Trains what is missing (hours), two runs at a time with one thread each, then prints the table and draws the picture. What each run ended with is a
 line in assets/results.jsonl, so that nothing is repeated and everybody can draw it again: delete a line to have that run
 repeated. Logs and checkpoints stay in runs/, outside the repository. Needs matplotlib.
 """
@@ -43,8 +43,6 @@ EXPERIMENTS = {
     "rate": [(command(model, 5e12, rate), 1337) for model in MODELS for rate in RATES],
     # Exact loss against compute.
     "compute": [(command(model, budget), seed) for budget in BUDGETS for seed in SEEDS for model in MODELS],
-    # Loss by position in context, and with the latent held at 0, in the runs of "compute".
-    "position": [],
 }
 
 
@@ -114,7 +112,7 @@ def show_compute():
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for model in MODELS:
         points = [(budget, of(model, budget)) for budget in BUDGETS if of(model, budget)]
-        lines += [[model, f"{rows[0]['parameters']:,}", f"{rows[0]['tokens'] / 1e6:.1f}M", f"{rows[0]['flops']:.2g}",
+        lines += [[model, f"{rows[0]['parameters']:,}", f"{rows[0]['tokens'] / 1e6:.1f}M", short(budget),
                    f"{mean(row['seconds'] for row in rows):.0f}", spread([row["exact"] for row in rows])] for budget, rows in points]
         losses, spreads = ([f([row["exact"] for row in rows]) for _, rows in points] for f in
                            (mean, lambda numbers: stdev(numbers) if len(numbers) > 1 else 0))
@@ -123,9 +121,13 @@ def show_compute():
         cost = per_token(points[0][1][0], model)
         right.plot([cost] * len(points), losses, STYLES[model], color="black", markerfacecolor="white" if "plain" in model else "black")
         for (budget, _), loss in zip(points, losses):
-            right.annotate(short(budget), (cost, loss), xytext=(6, -3), textcoords="offset points", fontsize=7)
+            side = dict(xytext=(7, -3)) if "LRT" in model else dict(xytext=(-7, -3), ha="right")
+            right.annotate(short(budget), (cost, loss), textcoords="offset points", fontsize=8, **side)
+    shown = [budget for budget in BUDGETS if any(of(model, budget) for model in MODELS)]
     left.set(xscale="log", xlabel="training compute, FLOPs", ylabel="exact validation loss, nats per character")
-    right.set(xlabel="FLOPs of a generated token, millions (label: of training)", xlim=(0.6, 2))
+    left.set_xticks(shown, [short(budget) for budget in shown])
+    left.minorticks_off()
+    right.set(xlabel="FLOPs of a generated token, millions (label: of training)", xlim=(0.6, 1.8))
     left.legend()
     figure.savefig(HERE / "compute.png", dpi=150)
     table(["", "parameters", "tokens", "FLOPs", "seconds", "exact loss"], lines)
@@ -166,12 +168,14 @@ def show_grid(T=8):
     figure.savefig(HERE / "dial.png", dpi=150)
 
 
+SHOW = {"rate": show_rate, "compute": show_compute, "position": show_position, "grid": show_grid}
+
 if __name__ == "__main__":
     names = sys.argv[1:]
-    if not names or not set(names) <= {*EXPERIMENTS, "grid"}:
+    if not names or not set(names) <= set(SHOW):
         sys.exit(__doc__)
     for name in names:
         runs = EXPERIMENTS.get(name, [])
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda r: run(*r), runs))
-        globals()[f"show_{name}"]()
+        SHOW[name]()
