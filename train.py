@@ -73,7 +73,7 @@ class Settings:
     # machine
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
     dtype: str = option("", "float32 or bfloat16 (default: bfloat16 on a GPU that has it)")
-    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only; on a CPU it takes a minute and then saves a quarter)")
+    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only; on a CPU it takes a minute, and then may be faster or slower)")
 
     def loss_weights(self):
         """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
