@@ -1,9 +1,9 @@
-"""The README's training results:  python assets/results.py EXPERIMENT ...
+"""The README's training results:  python assets/results.py [--run] NAME ...
 
-EXPERIMENT is rate or compute (what each is: EXPERIMENTS below); position, more about the runs of compute that are there; or
-grid, the picture of the dial. Trains what is missing (hours), two runs at a time with one thread each, then prints the table and draws the picture. What each run ended with is a
-line in assets/results.jsonl, so that nothing is repeated and everybody can draw it again: delete a line to have that run
-repeated. Logs and checkpoints stay in runs/, outside the repository. Needs matplotlib.
+NAME is rate or compute (what each is: EXPERIMENTS below); position, more about the runs of compute; or grid, the picture of the
+dial. Prints the table and draws the picture of the runs that are known: each is a line in assets/results.jsonl. --run trains
+what is missing first (hours), two runs at a time with one thread each; delete a line to have that run repeated. Logs and
+checkpoints stay in runs/, outside the repository. Needs matplotlib.
 """
 import json
 import os
@@ -95,7 +95,7 @@ def of(model, budget):
     return [known[flags, seed] for flags, seed in EXPERIMENTS["compute"] if flags == command(model, budget) and (flags, seed) in known]
 
 
-def per_token(row, model):
+def per_token(row):
     """FLOPs of a generated token, in millions: 2 for each parameter outside the embedding (as large as the head: 65 x 128)."""
     return 2e-6 * (row["parameters"] - 65 * 128)
 
@@ -114,12 +114,12 @@ def show_compute():
         points = [(budget, of(model, budget)) for budget in BUDGETS if of(model, budget)]
         lines += [[model, f"{rows[0]['parameters']:,}", f"{rows[0]['tokens'] / 1e6:.1f}M", short(budget),
                    f"{mean(row['seconds'] for row in rows):.0f}", spread([row["exact"] for row in rows])] for budget, rows in points]
-        losses, spreads = ([f([row["exact"] for row in rows]) for _, rows in points] for f in
-                           (mean, lambda numbers: stdev(numbers) if len(numbers) > 1 else 0))
-        left.errorbar([budget for budget, _ in points], losses, spreads, fmt=STYLES[model], capsize=3, label=model, color="black",
-                      markerfacecolor="white" if "plain" in model else "black")
-        cost = per_token(points[0][1][0], model)
-        right.plot([cost] * len(points), losses, STYLES[model], color="black", markerfacecolor="white" if "plain" in model else "black")
+        exact = [[row["exact"] for row in rows] for _, rows in points]
+        losses, spreads = [mean(e) for e in exact], [stdev(e) if len(e) > 1 else 0 for e in exact]
+        look = dict(color="black", markerfacecolor="white" if "plain" in model else "black")
+        left.errorbar([budget for budget, _ in points], losses, spreads, fmt=STYLES[model], capsize=3, label=model, **look)
+        cost = per_token(points[0][1][0])
+        right.plot([cost] * len(points), losses, STYLES[model], **look)
         for (budget, _), loss in zip(points, losses):
             side = dict(xytext=(7, -3)) if "LRT" in model else dict(xytext=(-7, -3), ha="right")
             right.annotate(short(budget), (cost, loss), textcoords="offset points", fontsize=8, **side)
@@ -134,13 +134,12 @@ def show_compute():
 
 
 def show_position():
-    lines = []
     for budget in BUDGETS:
         if all(len(of(model, budget)) == len(SEEDS) for model in MODELS):
-            lines = [[model, *(f"{mean(row['by_position'][p] for row in of(model, budget)):.3f}" for p in of(model, budget)[0]["by_position"])]
-                     for model in MODELS]
-            head = [f"{short(budget)} FLOPs; position", *of(model := "LRT, 2 layers", budget)[0]["by_position"]]
-    table(head, lines)
+            positions = list(of("LRT, 2 layers", budget)[0]["by_position"])
+            table([f"{short(budget)} FLOPs; position", *positions],
+                  [[model, *(f"{mean(row['by_position'][p] for row in of(model, budget)):.3f}" for p in positions)] for model in MODELS])
+    model = "LRT, 2 layers"
     table(["LRT, FLOPs", "exact", "training graph", "latent held at 0"],
           [[short(budget), *(spread([row[key] for row in of(model, budget)]) for key in ("exact", "training_graph", "held_at_0"))]
            for budget in BUDGETS if of(model, budget)])
@@ -152,8 +151,8 @@ def show_grid(T=8):
     figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.4), layout="constrained", width_ratios=[1.3 + K * S for S, K in panels])
     for ax, (S, K) in zip(axes, panels):
         exact = [t == 0 for t in range(T)]                          # the first pass has m = 0, which is right for position 0
-        passes = [("", range(T))] + [(f"{s}", range(s, T, S)) for _ in range(K) for s in range(S)]
-        for n, (_, subset) in enumerate(passes):
+        passes = [range(T)] + [range(s, T, S) for _ in range(K) for s in range(S)]
+        for n, subset in enumerate(passes):
             exact = [exact[t] or (n > 0 and t in subset and all(exact[:t])) for t in range(T)]
             for t in range(T):
                 ax.add_patch(plt.Rectangle((n, t), 1, 1, facecolor="0.55" if exact[t] else "1", edgecolor="0.3", linewidth=0.8))
@@ -171,11 +170,11 @@ def show_grid(T=8):
 SHOW = {"rate": show_rate, "compute": show_compute, "position": show_position, "grid": show_grid}
 
 if __name__ == "__main__":
-    names = sys.argv[1:]
+    names = [name for name in sys.argv[1:] if name != "--run"]
     if not names or not set(names) <= set(SHOW):
         sys.exit(__doc__)
     for name in names:
-        runs = EXPERIMENTS.get(name, [])
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda r: run(*r), runs))
+        if "--run" in sys.argv:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda r: run(*r), EXPERIMENTS.get(name, [])))
         SHOW[name]()
