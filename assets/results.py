@@ -59,16 +59,19 @@ def run(flags, seed):
     if (flags, seed) in results():
         return
     folder = Path("runs") / re.sub(r"[^\w.=]+", "_", f"{flags} {seed}")
-    done = subprocess.run([sys.executable, str(HERE.parent / "train.py"), *flags.split(), f"--seed={seed}", f"--out_dir={folder}",
-                           "--overwrite=1", "--eval_interval=100000"],
+    script, *options = flags.split() if flags.startswith("assets/") else ["train.py", *flags.split()]
+    done = subprocess.run([sys.executable, str(HERE.parent / script), "--eval_interval=100000", *options, f"--seed={seed}",
+                           f"--out_dir={folder}", "--overwrite=1"],
                           check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    row = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    row = min(rows, key=lambda row: row["val_loss_exact"])
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     held, at = re.search(r"latent held at 0 +([\d.]+)", done.stdout), row["exact_by_position"]
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     line = {"flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"], "exact": row["val_loss_exact"],
             "training_graph": row["val_loss"], "held_at_0": held and float(held[1]), "bits_per_byte": row["val_bpb_exact"],
             "iter": row["iter"], "tokens": row["tokens"], "flops": row["flops"], "seconds": round(row["seconds"], 1),
+            "evaluations": [[row["iter"], round(row["val_loss_exact"], 4)] for row in rows],
             "by_position": {f"{a}-{b}" if a < b else f"{a}": round(mean(at[a - 1:b]), 4) for a, b in octaves}}
     with LOCK, open(RESULTS, "a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
