@@ -1,9 +1,10 @@
 """The README's training results:  python assets/results.py [--run] NAME ...
 
-NAME is rate or compute (what each is: EXPERIMENTS below); position, more about the runs of compute; or grid, the picture of the
-dial. Prints the table and draws the picture of the runs that are known: each is a line in assets/results.jsonl. --run trains
-what is missing first (hours), two runs at a time with one thread each; delete a line to have that run repeated. Logs and
-checkpoints stay in runs/, outside the repository. Needs matplotlib.
+NAME is one of rate, compute, little, tuning, variants, memory, tokenizers (what each is: EXPERIMENTS below); position, more about the
+runs of compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known:
+each is a line in assets/results.jsonl. --run trains what is missing first (hours), two runs at a time with one thread each; delete a
+line to have that run repeated. Works on what data/shakespeare holds. Logs and checkpoints stay in runs/, outside the repository.
+Needs matplotlib.
 """
 import json
 import os
@@ -20,12 +21,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from prepare_data import load, make_folder, prepare, write_dataset
+
 RESULTS, LOCK = HERE / "results.jsonl", Lock()
 SEEDS = (1337, 1, 2)
-MODELS = {"plain, 2 layers": "", "plain, 4 layers": "--n_layer=4", "LRT, 2 layers": "--lrt=1"}
-STYLES = dict(zip(MODELS, ("o--", "s:", "D-")))
-RATES = (0.008, 0.016, 0.032)
+MODELS = {"plain, 2 layers": "", "plain, 4 layers": "--n_layer=4", "plain, wider": "--n_embd=136", "LRT, 2 layers": "--lrt=1"}
+STYLES = dict(zip(MODELS, ("o--", "s:", "^-.", "D-")))
+COMPUTE = [model for model in MODELS if model != "plain, wider"]
 BUDGETS = (2e12, 5e12, 1e13, 2e13, 4e13)                            # FLOPs of training
+LITTLE = {5: 300, 10: 400, 20: 700}                                 # percent of the training text, and steps
 
 
 def short(number):
@@ -33,20 +38,76 @@ def short(number):
     return f"{number:.0e}".replace("e+", "e")
 
 
-def command(model, budget, rate=0.016):
+def at(budget, flags, rate=0.016):
     """The flags of train.py for a run of its own, with its own schedule, at a compute budget."""
-    return f"{MODELS[model]} --max_iters=100000 --max_flops={short(budget)} --learning_rate={rate}".strip()
+    return f"{flags} --max_iters=100000 --max_flops={short(budget)} --learning_rate={rate}".strip()
 
 
-EXPERIMENTS = {
-    # Which learning rate is best for each model? One seed, one budget.
-    "rate": [(command(model, 5e12, rate), 1337) for model in MODELS for rate in RATES],
-    # Exact loss against compute.
-    "compute": [(command(model, budget), seed) for budget in BUDGETS for seed in SEEDS for model in MODELS],
+def little(model, percent, steps, dropout=0.0, decay=0.1):
+    """On the first part of the training text, and all of the validation text; the best of ten evaluations counts."""
+    return (f"{MODELS[model]} --dataset=shakespeare-{percent} --max_iters={steps} --eval_interval={steps // 10} --dropout={dropout}"
+            + (f" --weight_decay={decay}" if decay != 0.1 else "")).strip()
+
+
+VARIANTS = {
+    "S = 2, K = 1": "--lrt=1",
+    "S = 1, K = 1": "--lrt=1 --lrt_subsets=1",
+    "S = 4, K = 1": "--lrt=1 --lrt_subsets=4",
+    "S = 8, K = 1": "--lrt=1 --lrt_subsets=8",
+    "S = 1, K = 2": "--lrt=1 --lrt_subsets=1 --lrt_sweeps=2",
+    "S = 2, K = 2": "--lrt=1 --lrt_sweeps=2",
+    "S = 2, K = 1, layerwise": "--lrt=1 --lrt_memory_proj=layerwise",
+    "S = 1, K = 1, no gradient through pass 0": "assets/no_gradient.py --lrt=1 --lrt_subsets=1",
+    "S = 2, K = 1, no gradient through pass 0": "assets/no_gradient.py --lrt=1",
+    "S = 2, K = 2, no gradient through pass 0": "assets/no_gradient.py --lrt=1 --lrt_sweeps=2",
+    "T = 64, plain": "--block_size=64 --batch_size=16",
+    "T = 64, S = 2, K = 1": "--lrt=1 --block_size=64 --batch_size=16",
+    "T = 64, sequential": "--lrt=1 --lrt_mode=sequential --block_size=64 --batch_size=16",
 }
+
+# Of each: the runs by name, the flags of train.py (or of a script in assets/).
+EXPERIMENTS = {
+    # Which learning rate is best for each model?
+    "rate": {f"{model}, {rate}": at(5e12, MODELS[model], rate) for model in COMPUTE for rate in (0.008, 0.016, 0.032)},
+    # Exact loss against compute.
+    "compute": {f"{model}, {short(budget)}": at(budget, MODELS[model]) for model in COMPUTE for budget in BUDGETS},
+    # Where data, not compute, is the limit; and how much dropout and weight decay each model wants there.
+    "little": {f"{model}, {percent} %": little(model, percent, steps) for percent, steps in LITTLE.items() for model in MODELS},
+    "tuning": {f"{model}, {steps} steps, dropout {dropout}, decay {decay}": little(model, 10, steps, dropout, decay) for model in MODELS
+               for steps, dropout, decay in ((400, 0.0, 0.1), (400, 0.1, 0.1), (400, 0.0, 0.5), (1000, 0.0, 0.1), (1000, 0.1, 0.1),
+                                             (1000, 0.2, 0.1))},
+    # The dial as a training choice, the projections, a gradient through pass 0; at equal FLOPs and at equal tokens.
+    "variants": {"plain": at(2e12, ""), **{name: at(2e12, flags) for name, flags in VARIANTS.items()},
+                 **{f"{name}, 334 steps": f"{flags} --max_iters=334".strip() for name, flags in {"plain": "", **VARIANTS}.items()
+                    if "plain" in name or "K = 2" in name and "gradient" not in name or "seq" in name}},
+    # Which layer's state is the memory?
+    "memory": {"plain": at(5e12, "--n_layer=4"),
+               **{f"layer {n} of 4": at(5e12, f"--lrt=1 --n_layer=4 --lrt_memory_layer={n}") for n in (1, 2, 3, 4)}},
+    # Other tokens: compare bits per byte.
+    "tokenizers": {f"{model}, {tokenizer}": at(5e12, f"{MODELS[model]} --dataset=shakespeare-{tokenizer}".strip())
+                   for tokenizer in ("bpe1024", "gpt2") for model in ("plain, 2 layers", "LRT, 2 layers")},
+}
+ONE_SEED = ("rate", "tuning")
 
 
 # ---- Runs ----------------------------------------------------------------------------------------------------------------
+
+def prepare_variant(name):
+    """data/shakespeare-10: a tenth of the training text of data/shakespeare; data/shakespeare-bpe1024: other tokens."""
+    if (Path("data") / name / "meta.json").exists():
+        return
+    meta, codec, splits = load("shakespeare")
+    kind = name.split("-")[1]
+    if kind.isdecimal():
+        part = splits["train"][:len(splits["train"]) * int(kind) // 100]
+        write_dataset(make_folder(Path("data") / name), {"train": part, "val": splits["val"]},
+                      {**meta, "dataset": name, "source": f"{kind} % of {meta['source']}"})
+    else:
+        text = Path("runs") / "text"
+        text.parent.mkdir(exist_ok=True)
+        text.write_bytes(b"".join(codec.token_bytes[token] for split in ("train", "val") for token in splits[split]))
+        prepare(name, kind.replace("bpe", "bpe:"), text)
+
 
 def results():
     """All that is known, by (flags, seed)."""
@@ -54,10 +115,18 @@ def results():
     return {(row["flags"], row["seed"]): row for row in map(json.loads, lines)}
 
 
+def known(flags):
+    """Of these flags, the runs that are known."""
+    return [row for (known_flags, _), row in results().items() if known_flags == flags]
+
+
 def run(flags, seed):
-    """Trains and appends a line: exact losses (unless named otherwise) in nats per token after the last step."""
+    """Trains and appends a line: losses in nats per token, exact unless named otherwise, of the best evaluation."""
     if (flags, seed) in results():
         return
+    if variant := re.search(r"--dataset=(\S+)", flags):
+        with LOCK:
+            prepare_variant(variant[1])
     folder = Path("runs") / re.sub(r"[^\w.=]+", "_", f"{flags} {seed}")
     script, *options = flags.split() if flags.startswith("assets/") else ["train.py", *flags.split()]
     done = subprocess.run([sys.executable, str(HERE.parent / script), "--eval_interval=100000", *options, f"--seed={seed}",
@@ -80,9 +149,10 @@ def run(flags, seed):
 
 # ---- Tables and pictures -------------------------------------------------------------------------------------------------
 
-def spread(numbers):
+def spread(rows, key="exact"):
     """Mean ± standard deviation; of a single run, its number."""
-    return f"{mean(numbers):.4f}" + (f" ± {stdev(numbers):.4f}" if len(numbers) > 1 else " (1 seed)")
+    numbers = [row[key] for row in rows if row[key] is not None]
+    return f"{mean(numbers):.4f}" + (f" ± {stdev(numbers):.4f}" if len(numbers) > 1 else " (1)") if numbers else ""
 
 
 def table(head, lines):
@@ -92,10 +162,17 @@ def table(head, lines):
     print()
 
 
-def of(model, budget):
-    """The runs of "compute" with this model and budget that are known."""
-    known = results()
-    return [known[flags, seed] for flags, seed in EXPERIMENTS["compute"] if flags == command(model, budget) and (flags, seed) in known]
+def show(name):
+    """The runs of an experiment. A run of several evaluations shows the best one; the gap is exact - training graph."""
+    lines = []
+    for label, flags in EXPERIMENTS[name].items():
+        if rows := [row for row in known(flags) if row["seed"] == SEEDS[0] or name not in ONE_SEED]:
+            lines.append([label, f"{len(rows)}", f"{rows[0]['parameters']:,}", f"{mean(row['iter'] for row in rows):,.0f}",
+                          f"{mean(row['tokens'] for row in rows) / 1e6:.2f}M", f"{mean(row['flops'] for row in rows):.1e}",
+                          f"{mean(row['seconds'] for row in rows):.0f}", spread(rows),
+                          f"{mean(row['exact'] - row['training_graph'] for row in rows):+.4f}", spread(rows, "held_at_0"),
+                          spread(rows, "bits_per_byte")])
+    table([name, "seeds", "parameters", "steps", "tokens", "FLOPs", "seconds", "exact loss", "gap", "latent held at 0", "bits per byte"], lines)
 
 
 def per_token(row):
@@ -103,49 +180,53 @@ def per_token(row):
     return 2e-6 * (row["parameters"] - 65 * 128)
 
 
-def show_rate():
-    known = results()
-    losses = {(model, rate): known[command(model, 5e12, rate), 1337]["exact"] for model in MODELS for rate in RATES}
-    table(["", *(f"learning rate {rate}" for rate in RATES)],
-          [[model, *(f"{losses[model, rate]:.4f}" for rate in RATES)] for model in MODELS])
+def error_bars(ax, x, groups, model):
+    """A model's mean exact loss at each x, with the standard deviation over seeds."""
+    exact = [[row["exact"] for row in rows] for rows in groups]
+    ax.errorbar(x, [mean(e) for e in exact], [stdev(e) if len(e) > 1 else 0 for e in exact], fmt=STYLES[model], capsize=3, label=model,
+                color="black", markerfacecolor="black" if "LRT" in model else "white")
 
 
 def show_compute():
-    lines = []
+    show("compute")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
-    for model in MODELS:
-        points = [(budget, of(model, budget)) for budget in BUDGETS if of(model, budget)]
-        lines += [[model, f"{rows[0]['parameters']:,}", f"{rows[0]['tokens'] / 1e6:.1f}M", short(budget),
-                   f"{mean(row['seconds'] for row in rows):.0f}", spread([row["exact"] for row in rows])] for budget, rows in points]
-        exact = [[row["exact"] for row in rows] for _, rows in points]
-        losses, spreads = [mean(e) for e in exact], [stdev(e) if len(e) > 1 else 0 for e in exact]
-        look = dict(color="black", markerfacecolor="white" if "plain" in model else "black")
-        left.errorbar([budget for budget, _ in points], losses, spreads, fmt=STYLES[model], capsize=3, label=model, **look)
-        cost = per_token(points[0][1][0])
-        right.plot([cost] * len(points), losses, STYLES[model], **look)
-        for (budget, _), loss in zip(points, losses):
+    for model in COMPUTE:
+        points = {budget: rows for budget in BUDGETS if (rows := known(at(budget, MODELS[model])))}
+        error_bars(left, list(points), points.values(), model)
+        cost = per_token(points[2e12][0])
+        error_bars(right, [cost] * len(points), points.values(), model)
+        for budget, rows in points.items():
             side = dict(xytext=(7, -3)) if "LRT" in model else dict(xytext=(-7, -3), ha="right")
-            right.annotate(short(budget), (cost, loss), textcoords="offset points", fontsize=8, **side)
-    shown = [budget for budget in BUDGETS if any(of(model, budget) for model in MODELS)]
+            right.annotate(short(budget), (cost, mean(row["exact"] for row in rows)), textcoords="offset points", fontsize=8, **side)
     left.set(xscale="log", xlabel="training compute, FLOPs", ylabel="exact validation loss, nats per character")
-    left.set_xticks(shown, [short(budget) for budget in shown])
+    left.set_xticks(BUDGETS, [short(budget) for budget in BUDGETS])
     left.minorticks_off()
     right.set(xlabel="FLOPs of a generated token, millions (label: of training)", xlim=(0.6, 1.8))
     left.legend()
     figure.savefig(HERE / "compute.png", dpi=150)
-    table(["", "parameters", "tokens", "FLOPs", "seconds", "exact loss"], lines)
+
+
+def show_little():
+    show("little")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for model in MODELS:
+        points = {percent: rows for percent, steps in LITTLE.items() if (rows := known(little(model, percent, steps)))}
+        error_bars(axes[0], list(points), points.values(), model)
+        curve = known(little(model, 10, 1000))[0]["evaluations"]
+        axes[1].plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white")
+    axes[0].set(xlabel="percent of the training text", ylabel="best exact validation loss, nats per character")
+    axes[1].set(xlabel="steps of 1,000, without dropout, on 10 % of the text")
+    axes[0].legend()
+    figure.savefig(HERE / "little.png", dpi=150)
 
 
 def show_position():
     for budget in BUDGETS:
-        if all(len(of(model, budget)) == len(SEEDS) for model in MODELS):
-            positions = list(of("LRT, 2 layers", budget)[0]["by_position"])
+        groups = {model: known(at(budget, MODELS[model])) for model in COMPUTE}
+        if all(groups.values()):
+            positions = list(groups[COMPUTE[0]][0]["by_position"])
             table([f"{short(budget)} FLOPs; position", *positions],
-                  [[model, *(f"{mean(row['by_position'][p] for row in of(model, budget)):.3f}" for p in positions)] for model in MODELS])
-    model = "LRT, 2 layers"
-    table(["LRT, FLOPs", "exact", "training graph", "latent held at 0"],
-          [[short(budget), *(spread([row[key] for row in of(model, budget)]) for key in ("exact", "training_graph", "held_at_0"))]
-           for budget in BUDGETS if of(model, budget)])
+                  [[model, *(f"{mean(row['by_position'][p] for row in rows):.3f}" for p in positions)] for model, rows in groups.items()])
 
 
 def show_grid(T=8):
@@ -170,14 +251,15 @@ def show_grid(T=8):
     figure.savefig(HERE / "dial.png", dpi=150)
 
 
-SHOW = {"rate": show_rate, "compute": show_compute, "position": show_position, "grid": show_grid}
+PICTURES = {"compute": show_compute, "little": show_little, "position": show_position, "grid": show_grid}
 
 if __name__ == "__main__":
     names = [name for name in sys.argv[1:] if name != "--run"]
-    if not names or not set(names) <= set(SHOW):
+    if not names or not set(names) <= {*EXPERIMENTS, *PICTURES}:
         sys.exit(__doc__)
     for name in names:
         if "--run" in sys.argv:
+            wanted = [(flags, seed) for seed in SEEDS[:1 if name in ONE_SEED else None] for flags in EXPERIMENTS.get(name, {}).values()]
             with ThreadPoolExecutor(2) as pool:
-                list(pool.map(lambda r: run(*r), EXPERIMENTS.get(name, [])))
-        SHOW[name]()
+                list(pool.map(lambda r: run(*r), wanted))
+        PICTURES[name]() if name in PICTURES else show(name)
