@@ -1,9 +1,9 @@
 """The README's training results:  python assets/results.py [--run] NAME ...
 
-NAME is one of rate, compute, little, tuning, variants, memory, tokenizers (what each is: EXPERIMENTS below); position, more about the
-runs of compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known:
-each is a line in assets/results.jsonl. --run trains what is missing first (hours), two runs at a time with one thread each; delete a
-line to have that run repeated. Works on what data/shakespeare holds. Logs and checkpoints stay in runs/, outside the repository.
+NAME is one of rate, compute, little, tuning, variants, memory (what each is: EXPERIMENTS below); position, more about the runs of
+compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known: each is
+a line in assets/results.jsonl. --run trains what is missing first (hours), two runs at a time with one thread each; delete a line to
+have that run repeated. Logs and checkpoints stay in runs/, outside the repository.
 Needs matplotlib.
 """
 import json
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from prepare_data import load, make_folder, prepare, write_dataset
+from prepare_data import load, make_folder, write_dataset
 
 RESULTS, LOCK = HERE / "results.jsonl", Lock()
 SEEDS = (1337, 1, 2)
@@ -30,7 +30,6 @@ MODELS = {"plain, 2 layers": "", "plain, 4 layers": "--n_layer=4", "plain, wider
 STYLES = dict(zip(MODELS, ("o--", "s:", "^-.", "D-")))
 COMPUTE = [model for model in MODELS if model != "plain, wider"]
 BUDGETS = (2e12, 5e12, 1e13, 2e13, 4e13)                            # FLOPs of training
-LITTLE = {5: 300, 10: 400, 20: 700}                                 # percent of the training text, and steps
 
 
 def short(number):
@@ -43,9 +42,9 @@ def at(budget, flags, rate=0.016):
     return f"{flags} --max_iters=100000 --max_flops={short(budget)} --learning_rate={rate}".strip()
 
 
-def little(model, percent, steps, dropout=0.0, decay=0.1):
-    """On the first part of the training text, and all of the validation text; the best of ten evaluations counts."""
-    return (f"{MODELS[model]} --dataset=shakespeare-{percent} --max_iters={steps} --eval_interval={steps // 10} --dropout={dropout}"
+def little(model, steps, dropout=0.0, decay=0.1):
+    """On a tenth of the training text, the first, and all of the validation text; the best of ten evaluations counts."""
+    return (f"{MODELS[model]} --dataset=shakespeare-10 --max_iters={steps} --eval_interval={steps // 10} --dropout={dropout}"
             + (f" --weight_decay={decay}" if decay != 0.1 else "")).strip()
 
 
@@ -71,9 +70,9 @@ EXPERIMENTS = {
     "rate": {f"{model}, {rate}": at(5e12, MODELS[model], rate) for model in COMPUTE for rate in (0.008, 0.016, 0.032)},
     # Exact loss against compute.
     "compute": {f"{model}, {short(budget)}": at(budget, MODELS[model]) for model in COMPUTE for budget in BUDGETS},
-    # Where data, not compute, is the limit; and how much dropout and weight decay each model wants there.
-    "little": {f"{model}, {percent} %": little(model, percent, steps) for percent, steps in LITTLE.items() for model in MODELS},
-    "tuning": {f"{model}, {steps} steps, dropout {dropout}, decay {decay}": little(model, 10, steps, dropout, decay) for model in MODELS
+    # Where data, not compute, is the limit; and which schedule, dropout and weight decay are best for each there.
+    "little": {model: little(model, 400, decay=0.5) for model in MODELS},
+    "tuning": {f"{model}, {steps} steps, dropout {dropout}, decay {decay}": little(model, steps, dropout, decay) for model in MODELS
                for steps, dropout, decay in ((400, 0.0, 0.1), (400, 0.1, 0.1), (400, 0.0, 0.5), (1000, 0.0, 0.1), (1000, 0.1, 0.1),
                                              (1000, 0.2, 0.1))},
     # The dial as a training choice, the projections, a gradient through pass 0; at equal FLOPs and at equal tokens.
@@ -83,30 +82,19 @@ EXPERIMENTS = {
     # Which layer's state is the memory?
     "memory": {"plain": at(5e12, "--n_layer=4"),
                **{f"layer {n} of 4": at(5e12, f"--lrt=1 --n_layer=4 --lrt_memory_layer={n}") for n in (1, 2, 3, 4)}},
-    # Other tokens: compare bits per byte.
-    "tokenizers": {f"{model}, {tokenizer}": at(5e12, f"{MODELS[model]} --dataset=shakespeare-{tokenizer}".strip())
-                   for tokenizer in ("bpe1024", "gpt2") for model in ("plain, 2 layers", "LRT, 2 layers")},
 }
 ONE_SEED = ("rate", "tuning")
 
 
 # ---- Runs ----------------------------------------------------------------------------------------------------------------
 
-def prepare_variant(name):
-    """data/shakespeare-10: a tenth of the training text of data/shakespeare; data/shakespeare-bpe1024: other tokens."""
-    if (Path("data") / name / "meta.json").exists():
-        return
-    meta, codec, splits = load("shakespeare")
-    kind = name.split("-")[1]
-    if kind.isdecimal():
-        part = splits["train"][:len(splits["train"]) * int(kind) // 100]
-        write_dataset(make_folder(Path("data") / name), {"train": part, "val": splits["val"]},
-                      {**meta, "dataset": name, "source": f"{kind} % of {meta['source']}"})
-    else:
-        text = Path("runs") / "text"
-        text.parent.mkdir(exist_ok=True)
-        text.write_bytes(b"".join(codec.token_bytes[token] for split in ("train", "val") for token in splits[split]))
-        prepare(name, kind.replace("bpe", "bpe:"), text)
+def prepare_tenth():
+    """data/shakespeare-10: a tenth of the training text of data/shakespeare."""
+    if not (Path("data") / "shakespeare-10" / "meta.json").exists():
+        meta, _, splits = load("shakespeare")
+        write_dataset(make_folder(Path("data") / "shakespeare-10"),
+                      {"train": splits["train"][:len(splits["train"]) // 10], "val": splits["val"]},
+                      {**meta, "dataset": "shakespeare-10", "source": f"the first tenth of {meta['source']}"})
 
 
 def results():
@@ -124,9 +112,9 @@ def run(flags, seed):
     """Trains and appends a line: losses in nats per token, exact unless named otherwise, of the best evaluation."""
     if (flags, seed) in results():
         return
-    if variant := re.search(r"--dataset=(\S+)", flags):
+    if "shakespeare-10" in flags:
         with LOCK:
-            prepare_variant(variant[1])
+            prepare_tenth()
     folder = Path("runs") / re.sub(r"[^\w.=]+", "_", f"{flags} {seed}")
     script, *options = flags.split() if flags.startswith("assets/") else ["train.py", *flags.split()]
     done = subprocess.run([sys.executable, str(HERE.parent / script), "--eval_interval=100000", *options, f"--seed={seed}",
@@ -196,7 +184,8 @@ def show_compute():
         cost = per_token(points[2e12][0])
         error_bars(right, [cost] * len(points), points.values(), model)
         for budget, rows in points.items():
-            side = dict(xytext=(7, -3)) if "LRT" in model else dict(xytext=(-7, -3), ha="right")
+            y = {2e13: 2, 4e13: -8}.get(budget, -3)                 # these two are close
+            side = dict(xytext=(7, y)) if "LRT" in model else dict(xytext=(-7, y), ha="right")
             right.annotate(short(budget), (cost, mean(row["exact"] for row in rows)), textcoords="offset points", fontsize=8, **side)
     left.set(xscale="log", xlabel="training compute, FLOPs", ylabel="exact validation loss, nats per character")
     left.set_xticks(BUDGETS, [short(budget) for budget in BUDGETS])
@@ -207,16 +196,14 @@ def show_compute():
 
 
 def show_little():
+    """Training on until the validation loss turns up."""
     show("little")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for model in MODELS:
-        points = {percent: rows for percent, steps in LITTLE.items() if (rows := known(little(model, percent, steps)))}
-        error_bars(axes[0], list(points), points.values(), model)
-        curve = known(little(model, 10, 1000))[0]["evaluations"]
-        axes[1].plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white")
-    axes[0].set(xlabel="percent of the training text", ylabel="best exact validation loss, nats per character")
-    axes[1].set(xlabel="steps of 1,000, without dropout, on 10 % of the text")
-    axes[0].legend()
+        curve = known(little(model, 1000))[0]["evaluations"]
+        ax.plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white", label=model)
+    ax.set(xlabel="steps of 1,000, a tenth of the text", ylabel="exact loss, nats per character")
+    ax.legend()
     figure.savefig(HERE / "little.png", dpi=150)
 
 
