@@ -29,6 +29,7 @@ SEEDS = (1337, 1, 2)
 MODELS = {"plain, 2 layers": "", "plain, 4 layers": "--n_layer=4", "plain, wider": "--n_embd=136", "LRT, 2 layers": "--lrt=1"}
 STYLES = dict(zip(MODELS, ("o--", "s:", "^-.", "D-")))
 COMPUTE = [model for model in MODELS if model != "plain, wider"]
+BEST_DECAY = dict(zip(MODELS, (2.0, 0.5, 1.0, 0.5)))                # of those in "tuning"
 BUDGETS = (2e12, 5e12, 1e13, 2e13, 4e13)                            # FLOPs of training
 
 
@@ -71,10 +72,10 @@ EXPERIMENTS = {
     # Exact loss against compute.
     "compute": {f"{model}, {short(budget)}": at(budget, MODELS[model]) for model in COMPUTE for budget in BUDGETS},
     # Where data, not compute, is the limit; and which schedule, dropout and weight decay are best for each there.
-    "little": {model: little(model, 400, decay=0.5) for model in MODELS},
+    "little": {model: little(model, 400, decay=BEST_DECAY[model]) for model in MODELS},
     "tuning": {f"{model}, {steps} steps, dropout {dropout}, decay {decay}": little(model, steps, dropout, decay) for model in MODELS
-               for steps, dropout, decay in ((400, 0.0, 0.1), (400, 0.1, 0.1), (400, 0.0, 0.5), (1000, 0.0, 0.1), (1000, 0.1, 0.1),
-                                             (1000, 0.2, 0.1))},
+               for steps, dropout, decay in ((400, 0.0, 0.1), (400, 0.1, 0.1), (400, 0.0, 0.5), (400, 0.1, 0.5), (400, 0.0, 1.0),
+                                             (400, 0.0, 2.0), (1000, 0.0, 0.1), (1000, 0.1, 0.1), (1000, 0.2, 0.1))},
     # The dial as a training choice, the projections, a gradient through pass 0; at equal FLOPs and at equal tokens.
     "variants": {"plain": at(2e12, ""), **{name: at(2e12, flags) for name, flags in VARIANTS.items()},
                  **{f"{name}, 334 steps": f"{flags} --max_iters=334".strip() for name, flags in {"plain": "", **VARIANTS}.items()
