@@ -1,9 +1,9 @@
 """The README's training results:  python assets/results.py [--run] NAME ...
 
-NAME is one of rate, compute, little, tuning, variants, memory (what each is: EXPERIMENTS below); position, more about the runs of
-compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known: each is
+NAME is one of rate, compute, little, tuning, variants, memory, tokenizers (what each is: EXPERIMENTS below); position, more about the
+runs of compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known: each is
 a line in assets/results.jsonl. --run trains what is missing first (hours), two runs at a time with one thread each; delete a line to
-have that run repeated. Logs and checkpoints stay in runs/, outside the repository.
+have that run repeated. All on the text of data/shakespeare. Logs and checkpoints stay in runs/, outside the repository.
 Needs matplotlib.
 """
 import json
@@ -22,15 +22,20 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from prepare_data import load, make_folder, write_dataset
+from prepare_data import load, make_folder, prepare, write_dataset
 
 RESULTS, LOCK = HERE / "results.jsonl", Lock()
 SEEDS = (1337, 1, 2)
 MODELS = {"plain, 2 layers": "", "plain, 4 layers": "--n_layer=4", "plain, wider": "--n_embd=136", "LRT, 2 layers": "--lrt=1"}
 STYLES = dict(zip(MODELS, ("o--", "s:", "^-.", "D-")))
 COMPUTE = [model for model in MODELS if model != "plain, wider"]
-BEST_DECAY = dict(zip(MODELS, (2.0, 0.5, 1.0, 0.5)))                # of those in "tuning"
 BUDGETS = (2e12, 5e12, 1e13, 2e13, 4e13)                            # FLOPs of training
+STEPS = {5: 300, 10: 400, 20: 700, 50: 1500}                        # of training on a part of the text, in percent
+DECAYS = {5: ((2.0, 4.0), (0.5, 1.0), (1.0, 2.0), (0.5, 1.0)),      # those tried there, for each model; the best: BEST_DECAY
+          10: ((0.1, 0.5, 1.0, 2.0),) * 4,
+          20: ((1.0, 2.0), (0.25, 0.5), (0.5, 1.0), (0.25, 0.5)),
+          50: ((0.5, 1.0), (0.1, 0.25), (0.25, 0.5), (0.1, 0.25))}
+BEST_DECAY = {5: (2.0, 0.5, 1.0, 0.5), 10: (2.0, 0.5, 1.0, 0.5), 20: (2.0, 0.5, 1.0, 0.5), 50: (1.0, 0.25, 0.5, 0.25)}
 
 
 def short(number):
@@ -43,10 +48,17 @@ def at(budget, flags, rate=0.016):
     return f"{flags} --max_iters=100000 --max_flops={short(budget)} --learning_rate={rate}".strip()
 
 
-def little(model, steps, dropout=0.0, decay=0.1):
-    """On a tenth of the training text, the first, and all of the validation text; the best of ten evaluations counts."""
-    return (f"{MODELS[model]} --dataset=shakespeare-10 --max_iters={steps} --eval_interval={steps // 10} --dropout={dropout}"
+def little(model, percent, steps, decay=0.1, dropout=0.0):
+    """On the first part of the training text, and all of the validation text; the best of ten evaluations counts."""
+    return (f"{MODELS[model]} --dataset=shakespeare-{percent} --max_iters={steps} --eval_interval={steps // 10} --dropout={dropout}"
             + (f" --weight_decay={decay}" if decay != 0.1 else "")).strip()
+
+
+def best_little(model, percent):
+    """The same with the schedule and weight decay that are best for the model; the whole text once more from "compute"."""
+    if percent == 100:
+        return at(BUDGETS[-1], MODELS[model])
+    return little(model, percent, STEPS[percent], dict(zip(MODELS, BEST_DECAY[percent]))[model])
 
 
 VARIANTS = {
@@ -72,10 +84,12 @@ EXPERIMENTS = {
     # Exact loss against compute.
     "compute": {f"{model}, {short(budget)}": at(budget, MODELS[model]) for model in COMPUTE for budget in BUDGETS},
     # Where data, not compute, is the limit; and which schedule, dropout and weight decay are best for each there.
-    "little": {model: little(model, 400, decay=BEST_DECAY[model]) for model in MODELS},
-    "tuning": {f"{model}, {steps} steps, dropout {dropout}, decay {decay}": little(model, steps, dropout, decay) for model in MODELS
-               for steps, dropout, decay in ((400, 0.0, 0.1), (400, 0.1, 0.1), (400, 0.0, 0.5), (400, 0.1, 0.5), (400, 0.0, 1.0),
-                                             (400, 0.0, 2.0), (1000, 0.0, 0.1), (1000, 0.1, 0.1), (1000, 0.2, 0.1))},
+    "little": {f"{model}, {percent} %": best_little(model, percent) for percent in (*STEPS, 100) for model in MODELS},
+    "tuning": {**{f"{model}, {percent} %, decay {decay}": little(model, percent, STEPS[percent], decay)
+                  for percent in STEPS for model, decays in zip(MODELS, DECAYS[percent]) for decay in decays},
+               **{f"{model}, 10 %, {steps} steps, dropout {dropout}, decay {decay}": little(model, 10, steps, decay, dropout)
+                  for model in MODELS for steps, dropout, decay in ((400, 0.1, 0.1), (400, 0.1, 0.5), (1000, 0.0, 0.1), (1000, 0.1, 0.1),
+                                                                    (1000, 0.2, 0.1))}},
     # The dial as a training choice, the projections, a gradient through pass 0; at equal FLOPs and at equal tokens.
     "variants": {"plain": at(2e12, ""), **{name: at(2e12, flags) for name, flags in VARIANTS.items()},
                  **{f"{name}, 334 steps": f"{flags} --max_iters=334".strip() for name, flags in {"plain": "", **VARIANTS}.items()
@@ -83,19 +97,29 @@ EXPERIMENTS = {
     # Which layer's state is the memory?
     "memory": {"plain": at(5e12, "--n_layer=4"),
                **{f"layer {n} of 4": at(5e12, f"--lrt=1 --n_layer=4 --lrt_memory_layer={n}") for n in (1, 2, 3, 4)}},
+    # Other tokens: to be compared in bits per byte.
+    "tokenizers": {f"{model}, {tokenizer or 'char'}": at(1e13, f"{MODELS[model]} {tokenizer and f'--dataset=shakespeare-{tokenizer}'}".strip())
+                   for tokenizer in ("", "bpe1024", "gpt2") for model in ("plain, 2 layers", "LRT, 2 layers")},
 }
 ONE_SEED = ("rate", "tuning")
 
 
 # ---- Runs ----------------------------------------------------------------------------------------------------------------
 
-def prepare_tenth():
-    """data/shakespeare-10: a tenth of the training text of data/shakespeare."""
-    if not (Path("data") / "shakespeare-10" / "meta.json").exists():
-        meta, _, splits = load("shakespeare")
-        write_dataset(make_folder(Path("data") / "shakespeare-10"),
-                      {"train": splits["train"][:len(splits["train"]) // 10], "val": splits["val"]},
-                      {**meta, "dataset": "shakespeare-10", "source": f"the first tenth of {meta['source']}"})
+def prepare_variant(name):
+    """data/shakespeare-10: a tenth of the training text of data/shakespeare; data/shakespeare-bpe1024: its text in other tokens."""
+    if (Path("data") / name / "meta.json").exists():
+        return
+    meta, codec, splits = load("shakespeare")
+    kind = name.split("-")[1]
+    if kind.isdecimal():
+        part = splits["train"][:len(splits["train"]) * int(kind) // 100]
+        write_dataset(make_folder(Path("data") / name), {"train": part, "val": splits["val"]},
+                      {**meta, "dataset": name, "source": f"the first {kind} % of {meta['source']}"})
+    else:
+        text = make_folder(Path("runs")) / "input.txt"
+        text.write_bytes(b"".join(codec.token_bytes[token] for split in ("train", "val") for token in splits[split]))
+        prepare(name, kind.replace("bpe", "bpe:"), text)
 
 
 def results():
@@ -113,9 +137,9 @@ def run(flags, seed):
     """Trains and appends a line: losses in nats per token, exact unless named otherwise, of the best evaluation."""
     if (flags, seed) in results():
         return
-    if "shakespeare-10" in flags:
+    if variant := re.search(r"--dataset=(\S+)", flags):
         with LOCK:
-            prepare_tenth()
+            prepare_variant(variant[1])
     folder = Path("runs") / re.sub(r"[^\w.=]+", "_", f"{flags} {seed}")
     script, *options = flags.split() if flags.startswith("assets/") else ["train.py", *flags.split()]
     done = subprocess.run([sys.executable, str(HERE.parent / script), "--eval_interval=100000", *options, f"--seed={seed}",
@@ -197,14 +221,19 @@ def show_compute():
 
 
 def show_little():
-    """Training on until the validation loss turns up."""
+    """The best loss against the part of the text; and training on until the validation loss turns up."""
     show("little")
-    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for model in MODELS:
-        curve = known(little(model, 1000))[0]["evaluations"]
-        ax.plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white", label=model)
-    ax.set(xlabel="steps of 1,000, a tenth of the text", ylabel="exact loss, nats per character")
-    ax.legend()
+        points = {percent: rows for percent in (*STEPS, 100) if (rows := known(best_little(model, percent)))}
+        error_bars(left, list(points), points.values(), model)
+        curve = known(little(model, 10, 1000))[0]["evaluations"]
+        right.plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white", label=model)
+    left.set(xscale="log", xlabel="percent of the training text", ylabel="best exact loss, nats per character")
+    left.set_xticks((*STEPS, 100), (*STEPS, 100))
+    left.minorticks_off()
+    right.set(xlabel="steps of 1,000, on 10 % of the text", ylabel="exact loss, nats per character")
+    left.legend()
     figure.savefig(HERE / "little.png", dpi=150)
 
 
