@@ -13,7 +13,7 @@ filled once for all positions without memory, then refined in K sweeps over S in
     x0           x_0        (B, T, C)      normed token embeddings, C = n_embd
     x            x          (B, T, C)      residual stream
     h            h_t        (B, T, C)      normed last residual stream: what the logits are read from
-    m            m_t        (B, T, C)      memory: the state of position t - 1 (m_1 = 0)           LRT
+    m            m_t        (B, T, C)      memory: the state of position t - 1; m_0 = 0            LRT
     q, k, v      q, k, v    (B, H, T, D)   queries, keys, values: H = n_head heads of D = C / H
     gate         g          (B, T, 2H)     two gates in (0, 2) per head: g_local, g_mem            LRT
     alpha, beta  α_i, β_i   (L,)           weights of x and x0 at the entry of layer i = 1..L
@@ -126,7 +126,7 @@ def rotate(x, rope):
 
 
 def shift_right(h, first=None):                                                                      # LRT
-    """The recurrence for all positions at once: m_t = h_{t-1}, and m_1 = `first`, or 0.
+    """The recurrence for all positions at once: m_t = h_{t-1}, and m_0 = `first`, or 0.
 
     h (B, T, C), first (B, C) or None -> m (B, T, C)."""
     first = torch.zeros_like(h[:, 0]) if first is None else first                                    # LRT
@@ -328,8 +328,8 @@ class GPT(nn.Module):
     def layers(self, weights, x0, rope, attend, m=None):
         """The equations of the model, for any positions: all of them, a subset, one. Everything goes through here.
 
-        weights from projections(), x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v) is the attention
-        of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these positions may see and where to keep k and v.
+        weights from projections(), x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v)
+        is the attention of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these may see and where to keep k and v.
         Returns h (B, T, C), to read logits from, and the state (B, T, C) to hand on as memory (None without LRT)."""
         x, state, (w, u) = x0, None, weights
         enter = self.beta[:, None, None, None] * x0     # what enters each layer beside x: (L, B, T, C)

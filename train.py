@@ -73,7 +73,7 @@ class Settings:
     # machine
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
     dtype: str = option("", "float32 or bfloat16 (default: bfloat16 on a GPU that has it)")
-    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only; on a CPU it takes a minute, and then may be faster or slower)")
+    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only; on a CPU a minute to compile, then faster or slower)")
 
     def loss_weights(self):
         """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
@@ -248,10 +248,12 @@ def badness(row):
 
 def parted(row):
     """A warning where decoding does not do what the training graph shows, or None."""
-    gap, accuracy = row["val_loss_exact"] - row["val_loss"], row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)
+    gap = row["val_loss_exact"] - row["val_loss"]
+    accuracy = row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)
     if abs(gap) > 0.02 or abs(accuracy) > 0.02:
-        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: THEY DISAGREE: decoding does not do what the parallel "
-                "training shows; raise --lrt_subsets or --lrt_sweeps, or use --lrt_mode=sequential")
+        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: "
+                "THEY DISAGREE: decoding does not do what the parallel training shows; raise --lrt_subsets or --lrt_sweeps, "
+                "or use --lrt_mode=sequential")
 
 
 def flops_of_row(model, s, T, device):
