@@ -13,7 +13,9 @@ filled once for all positions without memory, then refined in K sweeps over S in
     x0           x_0        (B, T, C)      normed token embeddings, C = n_embd
     x            x          (B, T, C)      residual stream
     h            h_t        (B, T, C)      normed last residual stream: what the logits are read from
+    state        m_{t+1}    (B, T, C)      normed x after memory_layer; after the last layer: h    LRT
     m            m_t        (B, T, C)      memory: the state of position t - 1; m_0 = 0            LRT
+    u            U m        (B, T, 2C)     what the memory gives keys and values: U_k m, U_v m     LRT
     q, k, v      q, k, v    (B, H, T, D)   queries, keys, values: H = n_head heads of D = C / H
     gate         g          (B, T, 2H)     two gates in (0, 2) per head: g_local, g_mem            LRT
     alpha, beta  α_i, β_i   (L,)           weights of x and x0 at the entry of layer i = 1..L
@@ -34,7 +36,7 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 @dataclass
 class GPTConfig:
     """Sizes and options of the model. Raises ValueError, saying which value is impossible and why."""
-    block_size: int = 128           # T: positions attention can see
+    block_size: int = 128           # W: positions attention can see; rows in training have T ≤ W
     vocab_size: int = 65            # V
     n_layer: int = 2                # L
     n_head: int = 4                 # H
@@ -65,13 +67,13 @@ class GPTConfig:
 # ---- The pieces: each works on any number of positions -----------------------------------------------------------
 
 def norm(x):
-    """RMSNorm without parameters over the last dimension: x / sqrt(mean(x²) + eps). Where a gradient will be asked
-    for, by way of RMSNorm below, which is the same in less time."""
+    """RMSNorm without parameters over the last dimension: x / sqrt(mean(x²) + eps). F.rms_norm is the definition; RMSNorm
+    below is the same, with a faster backward pass."""
     return RMSNorm.apply(x) if x.requires_grad else F.rms_norm(x, (x.size(-1),))
 
 
 class RMSNorm(torch.autograd.Function):
-    """F.rms_norm with its derivative written out: autograd's own takes several times as long on a CPU."""
+    """F.rms_norm with its derivative (the first one only) written out: autograd's own takes several times as long on a CPU."""
 
     @staticmethod
     def forward(ctx, x):
@@ -120,9 +122,10 @@ def rotary_table(start, length, head_dim, like):
 def rotate(x, rope):
     """Turn each pair (a, b) = (first half, second half) of a head into (a cos + b sin, b cos - a sin).
 
-    x (..., T, D), rope (2, T, D) -> (..., T, D)."""
-    cos, sin = rope
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
+    x (..., D), rope (2, ..., D), broadcast over x -> (..., D)."""
+    cos, sin = rope                                     # sin holds sin, -sin
+    b_a = x.roll(x.size(-1) // 2, dims=-1)              # (a, b) half-way round is (b, a)
+    return torch.addcmul(x * cos, b_a, sin)             # addcmul(a, b, c) = a + b c, in one kernel
 
 
 def shift_right(h, first=None):                                                                      # LRT
@@ -138,8 +141,8 @@ def cross_entropy(logits, targets, subsets=1):
 
     logits (B, T, V), targets (B, T) -> (S,)."""
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
-    total, count = (F.pad(x.sum(0), (0, -x.size(1) % subsets)).view(-1, subsets).sum(0) for x in (nll, targets >= 0))
-    return total / count.clamp(min=1)
+    count = (targets >= 0).to(nll.dtype)
+    return torch.stack([nll[:, s::subsets].sum() / count[:, s::subsets].sum().clamp(min=1) for s in range(subsets)])
 
 
 def split(x, S, dim):                                                                                # LRT
@@ -182,14 +185,14 @@ class Block(nn.Module):
             qk, v = qk.unflatten(-1, (2, *heads)), v.unflatten(-1, heads)                    # (B, T, 2, H, D), (B, T, H, D)
         else:                                                                                        # LRT
             q, kv, gate = F.linear(y, w).split([C, 2 * C, 2 * self.n_head], dim=-1)                  # LRT
-            gate = 2 * torch.sigmoid(gate.contiguous())                                              # LRT
+            gate = 2 * torch.sigmoid(gate.contiguous())     # sigmoid is faster on one piece of memory     LRT
             local, mem = gate.unflatten(-1, (2, 1, self.n_head, 1)).unbind(2)    # g_local, g_mem: (B, T, 1, H, 1)  LRT
             kv = local * kv.unflatten(-1, (2, *heads))                           # (B, T, 2, H, D)     LRT
             if u is not None:                                                                        # LRT
                 kv = torch.addcmul(kv, mem, u.unflatten(-1, (2, *heads)))                            # LRT
             k, v = kv.unbind(2)                                                                      # LRT
             qk = torch.stack([q.unflatten(-1, heads), k], dim=2)                                     # LRT
-        q, k = norm(rotate(qk, rope[:, :, None, None])).unbind(2)
+        q, k = norm(rotate(qk, rope[:, :, None, None])).unbind(2)        # rope as (2, T, 1, 1, D)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def out(self, y):
@@ -318,8 +321,8 @@ class GPT(nn.Module):
 
     def projections(self):
         """Weights side by side, for any number of calls of `layers`: of each layer, and of each pair (U_k, U_v)."""
-        u = [torch.cat([k.weight, v.weight]) for k, v in zip(self.u_k, self.u_v)] if self.config.lrt else None    # LRT
-        return [block.projections() for block in self.blocks], u
+        pairs = [torch.cat([k.weight, v.weight]) for k, v in zip(self.u_k, self.u_v)] if self.config.lrt else None    # LRT
+        return [block.projections() for block in self.blocks], pairs
 
     def rope(self, start, length):
         """The rotary table of positions start .. start + length - 1."""
@@ -331,11 +334,11 @@ class GPT(nn.Module):
         weights from projections(), x0 (B, T, C), rope (2, T, D), memory m (B, T, C) or None for zero. attend(i, q, k, v)
         is the attention of layer i, (B, H, T, D) -> (B, H, T, D); it knows what these may see and where to keep k and v.
         Returns h (B, T, C), to read logits from, and the state (B, T, C) to hand on as memory (None without LRT)."""
-        x, state, (w, u) = x0, None, weights
+        x, state, (w, pairs) = x0, None, weights
         enter = self.beta[:, None, None, None] * x0     # what enters each layer beside x: (L, B, T, C)
         if m is not None:                                                                            # LRT
             enter = torch.addcmul(enter, self.gamma[:, None, None, None], m)                         # LRT
-            u = [F.linear(m, pair) for pair in u]       # (B, T, 2C)                                   LRT
+            u = [F.linear(m, pair) for pair in pairs]   # U_k m and U_v m: (B, T, 2C)                  LRT
         for i, (block, alpha, r) in enumerate(zip(self.blocks, self.alpha.unbind(), enter.unbind())):
             x = torch.addcmul(r, alpha, x)
             q, k, v = block.qkv(w[i], norm(x), rope, None if m is None else u[i % len(u)])
@@ -345,7 +348,7 @@ class GPT(nn.Module):
                 state = x                                                                            # LRT
         h = norm(x)
         if state is not None:                                                                        # LRT
-            state = h if state is x else norm(state)                                                 # LRT
+            state = h if self.memory_index == len(self.blocks) - 1 else norm(state)                  # LRT
         return h, state
 
     # ---- Training: one dial from parallel to exact -----------------------------------------------------------
@@ -387,7 +390,7 @@ class GPT(nn.Module):
         return logits[-1], torch.cat(losses).sum()                                                   # LRT
 
     def fill(self, idx, subsets, cache=None):                                                        # LRT
-        """The initialization pass: all positions at once, memory zero for all but the first. idx (B, T) -> Buffer.
+        """The initialization pass: all positions at once, m = 0. idx (B, T) -> Buffer.
 
         With a cache, the positions are those after its last one, and the first one's memory is its latent.
         If S does not divide T, positions that nobody looks back at are added at the end."""
@@ -401,9 +404,9 @@ class GPT(nn.Module):
         if start:                                                                                    # LRT
             seen, buffer.past = cache.past(T)                                                        # LRT
             mask = torch.cat([seen, mask], dim=1)       # (T, P + T)                                   LRT
-            if self.config.lrt:                                                                      # LRT
-                buffer.latent = cache.latent                                                         # LRT
-                m = shift_right(torch.zeros_like(x0), cache.latent)                                  # LRT
+        if cache and self.config.lrt:                                                                # LRT
+            buffer.latent = cache.latent                                                             # LRT
+            m = shift_right(torch.zeros_like(x0), cache.latent)                                      # LRT
         mask = x0.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))   # what attention adds to its scores   LRT
         causal = not start and T <= W                   # no mask needed for all positions together   LRT
         buffer.x0, buffer.rope = split(x0, S, dim=1), split(rope, S, dim=1)                          # LRT
@@ -459,7 +462,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_cache(self, batch_size):
-        """An empty Cache for `batch_size` sequences; for the weights as they are now."""
+        """An empty Cache for `batch_size` sequences; for the weights as they are now. Call model.eval() before you decode:
+        nothing here switches dropout off."""
         return Cache(self.config, batch_size, self.projections())
 
     @torch.inference_mode()
@@ -488,9 +492,11 @@ class GPT(nn.Module):
         Sweeps until no number in the memory changes by more than `tol` in a sweep (tol=0: until it is exact), but no
         more than ⌈T/S⌉ times, as max(sweeps + 1, S·sweeps) positions are exact by construction. Prompts are read in
         pieces of 512, or block_size if that is more. cache.sweeps is the most that a piece took, cache.residual the
-        largest change in a piece's last sweep, 0 where it is exact by construction.
+        largest change in a piece's last sweep, 0 where it is exact by construction. Raises ValueError for S < 1 or T < 1.
         The defaults were the fastest that kept log-probabilities within 1e-4 on the trained default model on two cores, for
         prompts of 256 to 1,024 tokens: S = 2 takes 8 sweeps, S = 1 up to 12, S = 8 takes 6 but dearer ones."""
+        if subsets < 1 or idx.size(1) < 1:
+            raise ValueError(f"subsets={subsets}, {idx.size(1)} tokens: must be at least 1 each")
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(max(self.config.block_size, 512), dim=1):
             T, S = piece.size(1), min(subsets, piece.size(1))
@@ -512,7 +518,8 @@ class GPT(nn.Module):
         """Sample max_new_tokens tokens after the prompt idx (B, T): yields one (B,) tensor of tokens at a time.
 
         temperature 0 takes the likeliest token; top_k keeps only the k likeliest. A cache holds what came before the
-        prompt. There is no end to it: attention sees the last block_size tokens, the latent goes on."""
+        prompt, and afterwards all but the last token, with which a next prompt has to begin. There is no end to it:
+        attention sees the last block_size tokens, the latent goes on."""
         cache = cache or self.init_cache(idx.size(0))
         for n in range(max_new_tokens):
             logits = self.step(token, cache) if n else self.prefill(idx, cache)

@@ -127,7 +127,7 @@ class Codec:
     """Text to token numbers and back, from the "codec" entry of meta.json: plain values, so a checkpoint holds it.
 
     {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}, or, for
-    the numbers of a task with spaces between them, {"kind": "numbers", "count": ...}.
+    the numbers of a task with spaces between them, {"kind": "numbers", "count": ..., "inputs": how many of them are inputs}.
     token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is not like that."""
 
     def __init__(self, entry):
@@ -144,8 +144,9 @@ class Codec:
                 raise ValueError("the tokens are not all different, or a single byte is not among them")
             self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]], mergeable_ranks=ranks, special_tokens={})
         elif self.kind == "numbers":
-            if not 1 <= entry["count"] <= MAX_VOCAB:
-                raise ValueError(f"{entry['count']} numbers")
+            self.inputs = entry["inputs"]
+            if not 1 <= self.inputs <= entry["count"] <= MAX_VOCAB:
+                raise ValueError(f"{entry['count']} numbers, {self.inputs} of them inputs")
             self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
         else:
             raise ValueError(f"unknown codec {self.kind!r}")
@@ -156,8 +157,8 @@ class Codec:
         if self.kind == "bpe":
             return self.encoding.encode_ordinary(text)
         if self.kind == "numbers":
-            if wrong := [n for n in text.split() if not (n.isdecimal() and int(n) < self.vocab_size)]:
-                raise ValueError(f"{wrong[0]!r} is not a number from 0 to {self.vocab_size - 1}")
+            if wrong := [n for n in text.split() if not (n.isdecimal() and int(n) < self.inputs)]:
+                raise ValueError(f"{wrong[0]!r} is not a number from 0 to {self.inputs - 1}")
             return [int(n) for n in text.split()]
         unknown = sorted(set(text) - set(self.index))
         if unknown:
@@ -338,7 +339,7 @@ def prepare_task(task, length, rows, seed, data_dir):
     meta = {"dataset": task, "task": task, "source": f"generated: {task}, {rows:,} rows of {length}, seed {seed}", "length": length,
             "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "vocab_size": max(n_inputs, n_targets)}
     folder = make_folder(Path(data_dir) / task)
-    write_dataset(folder, splits, {**meta, "codec": {"kind": "numbers", "count": max(n_inputs, n_targets)}})
+    write_dataset(folder, splits, {**meta, "codec": {"kind": "numbers", "count": max(n_inputs, n_targets), "inputs": n_inputs}})
     return folder
 
 

@@ -499,6 +499,20 @@ def test_task7_prefill_in_pieces_is_stepping(name, cuts):
             close(model.step(idx[:, t], cache), expected[:, t])
 
 
+def test_task7_prefill_starts_from_the_latent_it_is_given():
+    """Also before the first token, where a zero latent would be the usual one."""
+    model = random_model()
+    idx, latent = tokens(model, 2, 9), torch.randn(2, 16).double()
+    a, b = model.init_cache(2), model.init_cache(2)
+    a.latent = b.latent = latent
+    for t in range(9):
+        logits = model.step(idx[:, t], a)
+    close(model.prefill(idx, b, subsets=3, tol=0.0), logits)
+    for wrong in (dict(idx=idx, subsets=0), dict(idx=idx[:, :0])):
+        with pytest.raises(ValueError, match="at least 1"):
+            model.prefill(cache=b, **wrong)
+
+
 def trained_model():
     """A model that 60 steps have taught to go on counting, with jumps: its memory contracts, as a trained one's does."""
     model = random_model(scale=0.0, vocab_size=11, block_size=24)
@@ -623,7 +637,7 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("gates swapped", "Block.qkv", "local, mem =", "mem, local ="),
     ("memory gate ignored", "Block.qkv", "mem, u", "torch.ones_like(mem), u"),
     ("gamma ignored", "GPT.layers", "self.gamma[:, None, None, None], m", "0 * self.gamma[:, None, None, None], m"),
-    ("U_k and U_v swapped", "GPT.layers", "[F.linear(m, pair) for pair in u]", "[F.linear(m, pair.roll(m.size(-1), 0)) for pair in u]"),
+    ("U_k and U_v swapped", "GPT.layers", "[F.linear(m, pair) for pair in pairs]", "[F.linear(m, pair.roll(m.size(-1), 0)) for pair in pairs]"),
     ("first pair of U for all layers", "GPT.layers", "u[i % len(u)]", "u[0]"),
     ("mask lets one later position in", "GPT.fill", ".tril()", ".tril(1)"),
     ("window of a long prompt too wide", "GPT.fill", "triu(1 - W)", "triu(-W)"),
@@ -831,6 +845,13 @@ def test_task_targets_are_what_they_say():
     assert set(x.flat) == set(range(11)) and len(set(y.flat)) > 100
 
 
+def test_task_has_no_more_inputs_than_it_was_trained_on():
+    codec = prepare_data.Codec({"kind": "numbers", "count": 120, "inputs": 11})
+    assert codec.encode("0 10") == [0, 10] and codec.decode([119]) == "119 "
+    with pytest.raises(ValueError, match="'11' is not a number from 0 to 10"):
+        codec.encode("1 11")
+
+
 def test_task_rows_are_different_and_seeded(here):
     read = lambda: prepare_data.load("parity")[2]
     prepare_data.prepare("parity", length=9, rows=200)
@@ -861,6 +882,12 @@ def test_task_is_learned_exactly_and_reported_by_length(here, capsys):
     assert log[-1]["accuracy_whole_by_length"]["32"] == pytest.approx(right[:, :32].mean(), abs=1e-3)
     assert run(sample, "--prompt=1 0 1 1 0 1") == 0
     assert capsys.readouterr().out.split() == ["1", "1", "0", "1", "1", "0"]
+
+
+def test_decoding_that_is_better_than_the_training_graph_is_no_alarm():
+    better, worse = ({"iter": 1, "val_loss": 1.5, "val_loss_exact": exact} for exact in (1.47, 1.53))
+    assert "better" in train.parted(better) and "DISAGREE" not in train.parted(better) and "DISAGREE" in train.parted(worse)
+    assert train.parted({**better, "val_loss_exact": 1.49}) is None
 
 
 def test_task_run_says_that_decoding_disagrees_with_training(here, capsys):
@@ -1094,6 +1121,7 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (train, ["--out_dir=text.txt/run"], "out_dir"),
     (train, ["--out_dir="], "out_dir"),
     (train, ["--out_dir=run"], "run"),
+    (train, ["--out_dir=~/run"], "run"),
     (train, ["--resume=nowhere"], "no other flag"),
     (prepare_data, ["--input=missing.txt"], "missing.txt"),
     (prepare_data, ["--input=data"], "data"),
@@ -1157,7 +1185,9 @@ def trained(here):
 
 
 @pytest.mark.skipif(lrt.__name__ != "lrt", reason="of all scripts")
-def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys):
+def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys, monkeypatch):
+    for home in ("HOME", "USERPROFILE"):                # of ~ in a path, on Windows the latter
+        monkeypatch.setenv(home, str(Path.cwd()))
     def copy(source, name, change):
         """data/name, as data/source with its meta.json and files changed."""
         folder = Path("data", name)

@@ -56,8 +56,8 @@ class Settings:
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
     lrt_memory_proj: str = option("shared", "shared: one memory projection for all layers; layerwise: one in each")
     # training
-    batch_size: int = option(8, "rows in a step of each process, B; small, as Muon gains more from steps than from rows")
-    gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory")
+    batch_size: int = option(8, "rows in a batch of each process, B; small, as Muon gains more from steps than from rows")
+    gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory at once")
     max_iters: int = option(1750, "steps")
     max_flops: float = option(0.0, "stop at this much compute if max_iters would go further, to compare runs (0: no limit)")
     learning_rate: float = option(1.6e-2, "highest, after warm-up")
@@ -73,7 +73,7 @@ class Settings:
     # machine
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
     dtype: str = option("", "float32 or bfloat16 (default: bfloat16 on a GPU that has it)")
-    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda only; on a CPU a minute to compile, then faster or slower)")
+    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda, unless sequential; on a CPU a minute to compile, then faster or slower)")
 
     def loss_weights(self):
         """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
@@ -157,12 +157,13 @@ def batch(data, s, T, step, part, device):
     return rows[:, :-1], rows[:, 1:]
 
 
-def windows(data, T, device):
-    """The whole validation split, in order, as batches (inputs, targets) of rows of T; of text, also the shorter last row."""
+def windows(data, T, vocab_size, device):
+    """The whole validation split, in order, as batches (inputs, targets) of rows of T; of text, also the shorter last row.
+    Logits of a batch take 256 MB at most."""
     if "val_y" in data:
         pairs = zip(*(np.array_split(data[name], -(-len(data[name]) // 256)) for name in ("val", "val_y")))
     else:
-        tokens, rows, per_batch = data["val"], (len(data["val"]) - 1) // T, max(1, (1 << 14) // T)
+        tokens, rows, per_batch = data["val"], (len(data["val"]) - 1) // T, max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
         cuts = [(r * T, min(rows, r + per_batch) * T, T) for r in range(0, rows, per_batch)]
         rest = len(tokens) - 1 - rows * T
         cuts += [(rows * T, rows * T + rest, rest)] if rest else []
@@ -173,32 +174,28 @@ def windows(data, T, device):
 
 # ---- Loss ------------------------------------------------------------------------------------------------------
 
-def training_graph(model, s, x, y=None):
-    """(logits, loss) of the training graph: the dial's, or those of the token loop."""
-    if s.lrt and s.lrt_mode == "sequential":
-        return model.forward_sequential(x, y)
-    return model(x, y, s.lrt_subsets, s.lrt_sweeps, s.loss_weights())
-
-
 class TrainingLoss(torch.nn.Module):
-    """The training graph's loss as a module, which is what torch.compile and DDP take."""
+    """The loss of the training graph, which is the dial's or the token loop: a module, as torch.compile and DDP take one."""
 
     def __init__(self, model, s):
         super().__init__()
-        self.model, self.s = model, s
+        self.model, self.s, self.loss_weights = model, s, s.loss_weights()
 
     def forward(self, x, y):
-        return training_graph(self.model, self.s, x, y)[1]
+        if self.s.lrt and self.s.lrt_mode == "sequential":
+            return self.model.forward_sequential(x, y)[1]
+        return self.model(x, y, self.s.lrt_subsets, self.s.lrt_sweeps, self.loss_weights)[1]
 
 
 def exact(model, x, y):
-    """Decoding token by token: of every target its cross-entropy, in nats, and whether it was the likeliest, (B, T) each."""
+    """Decoding token by token: of every target its cross-entropy, in nats, and whether it was the likeliest, (B, T) each,
+    in float64 on the CPU."""
     cache, nll, right = model.init_cache(x.size(0)), [], []
     for t in range(x.size(1)):
         logits = model.step(x[:, t], cache)
         nll.append(F.cross_entropy(logits, y[:, t], reduction="none"))
         right.append(logits.argmax(-1) == y[:, t])
-    return torch.stack(nll, 1).double(), torch.stack(right, 1).double()
+    return torch.stack(nll, 1).cpu().double(), torch.stack(right, 1).cpu().double()
 
 
 @torch.no_grad()
@@ -210,13 +207,13 @@ def evaluate(model, s, codec, data, device):
     task, n_bytes = "val_y" in data, torch.tensor([len(b) for b in codec.token_bytes], device=device)
     totals = Counter()
     by_position = torch.zeros(3, data["val"].shape[1] if task else s.block_size, dtype=torch.float64)
-    for x, y in windows(data, s.block_size, device):
+    for x, y in windows(data, s.block_size, codec.vocab_size, device):
         nll, right = exact(model, x, y)
-        by_position[:, :x.size(1)] += torch.stack([nll.sum(0), right.sum(0), torch.ones_like(nll).sum(0)]).cpu()
+        by_position[:, :x.size(1)] += torch.stack([nll.sum(0), right.sum(0), torch.ones_like(nll).sum(0)])
         totals["bytes"] += n_bytes[y].sum().item()
         if s.lrt and s.lrt_mode == "parallel":
             logits = model(x, None, s.lrt_subsets, s.lrt_sweeps)[0]
-            nll, right = F.cross_entropy(logits.transpose(1, 2), y, reduction="none").double(), (logits.argmax(-1) == y).double()
+            nll, right = F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double(), (logits.argmax(-1) == y).cpu()
         totals["nll"] += nll.sum().item()                                   # a training graph in sequence is the exact one
         totals["right"] += right.sum().item()
     model.train()
@@ -247,20 +244,20 @@ def badness(row):
 
 
 def parted(row):
-    """A warning where decoding does not do what the training graph shows, or None."""
+    """A line that says so where decoding does not do what the training graph shows, or None."""
     gap = row["val_loss_exact"] - row["val_loss"]
     accuracy = row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)
     if abs(gap) > 0.02 or abs(accuracy) > 0.02:
-        return (f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: "
-                "THEY DISAGREE: decoding does not do what the parallel training shows; raise --lrt_subsets or --lrt_sweeps, "
-                "or use --lrt_mode=sequential")
+        verdict = "THEY DISAGREE: decoding is worse than the parallel training shows; raise --lrt_subsets or --lrt_sweeps, " \
+            "or use --lrt_mode=sequential" if gap > 0.02 or accuracy < -0.02 else "decoding is better"
+        return f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: {verdict}"
 
 
 def flops_of_row(model, s, T, device):
     """Of forward and backward, multiplications and additions, for one row of T; full attention as in SDPA's maths."""
     x = torch.zeros(1, T, dtype=torch.long, device=device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        training_graph(model, s, x, x)[1].backward()
+        TrainingLoss(model, s)(x, x).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
@@ -290,6 +287,7 @@ def learning_rate(step, max_iters, s):
 
 def start_or_resume(s):
     """(settings, checkpoint or None). Ends with an error rather than replace a run unasked."""
+    s.out_dir = str(Path(s.out_dir).expanduser())
     if not s.resume:
         if any((Path(s.out_dir) / name).exists() for name in ("last.pt", "best.pt", "log.jsonl")) and not s.overwrite:
             fail(f"{s.out_dir} holds a run: go on with it (--resume={s.out_dir}), replace it (--overwrite=1) or use another --out_dir")
@@ -335,9 +333,11 @@ def prepare_once(s):
 def main(argv):
     # ---- What to train, on what
     s, checkpoint = start_or_resume(parse_settings(argv))
-    s.out_dir = str(Path(s.out_dir).expanduser())
-    device = find_device(s.device or (f"cuda:{os.environ['LOCAL_RANK']}" if WORLD > 1 and torch.cuda.is_available() else ""))
+    own_gpu = WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available()
+    device = find_device(f"cuda:{os.environ['LOCAL_RANK']}" if own_gpu else s.device)
     if WORLD > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     meta, codec, data = prepare_once(s)
     T = meta.get("length", s.block_size)
@@ -377,13 +377,13 @@ def main(argv):
     dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     compute = TrainingLoss(model, s)
-    if s.compile == 1 or (s.compile == -1 and device.type == "cuda"):
+    if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.lrt_mode == "parallel"):
         compute = torch.compile(compute)
     if WORLD > 1:
         compute = DistributedDataParallel(compute)
     kind = "plain GPT" if not s.lrt else "LRT, token by token" if s.lrt_mode == "sequential" else \
         f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
-    say(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {flops[0] / 1e9:.1f} GFLOP a step, "
+    say(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {rows_per_step * max(cost.values()) / 1e9:.1f} GFLOP a step, "
         f"{device.type}{f' x {WORLD}' if WORLD > 1 else ''} {dtype}, torch {torch.__version__}\n"
         f"{meta['source']}: {data['train'].size:,} training tokens, {data['val'].size:,} for validation")
 
@@ -496,12 +496,12 @@ def say(line):
 
 def report(s, out, rows, data, device):
     """The final table, and of text a short sample of the best checkpoint."""
-    model, codec, _ = load_checkpoint(out / "best.pt", device)
     last, best, task = rows[-1], min(rows, key=badness), "val_y" in data
     second = "val_accuracy" if task else "val_bpb"
     table = [("validation, exact decoding", best),
              ("  on the training graph", {"val_loss_exact": best["val_loss"], f"{second}_exact": best.get(second)})]
     if s.lrt:
+        model, codec, _ = load_checkpoint(out / "best.pt", device)
         hold_latent_at_zero(model)
         table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, data, device)))
     if best is not last:
