@@ -656,6 +656,7 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text)
     ("latent dropped after the prompt", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "torch.zeros_like(self.latent)"),
     ("latent of a padding position", "Cache.extend", "merge(buffer.state, dim=1)[:, T - 1]", "merge(buffer.state, dim=1)[:, -1]"),
     ("prompt starts without the latent", "GPT.refine", "shift_right(buffer.state[-1], buffer.latent)", "shift_right(buffer.state[-1])"),
+    ("prompt ignores a latent before the first token", "GPT.fill", "if cache and self.config.lrt", "if start and self.config.lrt"),
     ("window one position too wide", "Cache.past", "< W", "<= W"),
     ("prefill one sweep too short", "GPT.prefill", "S * sweeps) < T and", "S * sweeps + S) < T and"),
     ("prefill looks at the wrong residual", "GPT.prefill", "not residual <= tol", "not residual <= 1000 * tol + 0.01"),
@@ -679,6 +680,7 @@ KILLERS = [         # quick tests, with arguments, in the order in which they ar
     lambda: test_task6_gradients_go_through_every_pass(),
     lambda: test_task7_prefill_in_pieces_is_stepping("shared", [5, 8, 1, 20, 11]),
     lambda: test_task7_prefill_stops_at_its_tolerance(),
+    lambda: test_task7_prefill_starts_from_the_latent_it_is_given(),
 ]
 
 
