@@ -20,6 +20,7 @@ from threading import Lock
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -46,7 +47,7 @@ TRIED = [               # on a part of the text: percent, steps, dropout, and we
     (20, 1400, 0.0, (0.5,), (0.5,), (0.5,), (0.25,)),
     (50, 1500, 0.0, (0.25, 0.5), (0.1, 0.25), (0.25, 0.5), (0.1, 0.25)),
     (50, 3000, 0.0, (0.5, 1.0), (0.25,), (0.25,), (0.25, 0.5)),
-    (100, 0, 0.0, (0.1, 0.25, 0.5), (0.1, 0.25), (0.1,), (0.1, 0.25)),        # steps: what the largest budget buys
+    (100, 0, 0.0, (0.1, 0.25, 0.5), (0.1, 0.25), (), (0.1, 0.25)),        # steps: what the largest budget buys
 ]
 
 
@@ -121,7 +122,7 @@ EXPERIMENTS = {
     "compute": {f"{model}, {short(budget)}": at(budget, MODELS[model]) for model in COMPUTE for budget in BUDGETS},
     # Where data, not compute, is the limit: which schedule, dropout and weight decay are best for each there; and those.
     "tuning": {name: flags for percent in PARTS for model in MODELS for name, flags in tried(model, percent).items()},
-    "little": {f"{model}, {percent} %": best_little(model, percent) for percent in PARTS for model in MODELS},
+    "little": {f"{model}, {percent} %": best_little(model, percent) for percent in PARTS for model in MODELS if tried(model, percent)},
     # The dial as a training choice, the projections, a gradient through pass 0; at equal FLOPs and at equal tokens.
     "variants": {"plain": at(2e12, ""), **{name: at(2e12, flags) for name, flags in VARIANTS.items()},
                  **{f"{name}, 334 steps": f"{flags} --max_iters=334".strip() for name, flags in {"plain": "", **VARIANTS}.items()
@@ -215,9 +216,9 @@ def per_token(row):
     return 2e-6 * (row["parameters"] - 65 * 128)
 
 
-def error_bars(ax, x, groups, model):
-    """A model's mean exact loss at each x, with the standard deviation over seeds."""
-    exact = [[row["exact"] for row in rows] for rows in groups]
+def error_bars(ax, x, groups, model, less=0.0):
+    """A model's mean exact loss at each x, with the standard deviation over seeds; less, if given, what to subtract at each x."""
+    exact = [np.array([row["exact"] for row in rows]) - y for rows, y in zip(groups, np.broadcast_to(less, len(groups)))]
     ax.errorbar(x, [mean(e) for e in exact], [stdev(e) if len(e) > 1 else 0 for e in exact], fmt=STYLES[model], capsize=3, label=model,
                 color="black", markerfacecolor="black" if "LRT" in model else "white")
 
@@ -227,9 +228,9 @@ def show_compute():
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for model in COMPUTE:
         points = {budget: rows for budget in BUDGETS if (rows := known(at(budget, MODELS[model])))}
-        error_bars(left, list(points), points.values(), model)
+        error_bars(left, list(points), list(points.values()), model)
         cost = per_token(points[2e12][0])
-        error_bars(right, [cost] * len(points), points.values(), model)
+        error_bars(right, [cost] * len(points), list(points.values()), model)
         for budget, rows in points.items():
             y = {2e13: 2, 4e13: -8}.get(budget, -3)                 # these two are close
             side = dict(xytext=(7, y)) if "LRT" in model else dict(xytext=(-7, y), ha="right")
@@ -243,19 +244,21 @@ def show_compute():
 
 
 def show_little():
-    """The best loss against the part of the text; and training on until the validation loss turns up."""
+    """By how much the best loss is above LRT's, against the part of the text; and training on until the validation loss turns up."""
     show("little")
+    best = {(model, percent): known(best_little(model, percent)) for percent in PARTS for model in MODELS if tried(model, percent)}
+    lrt = {percent: mean(row["exact"] for row in best["LRT, 2 layers", percent]) for percent in PARTS}
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for model in MODELS:
-        points = {percent: rows for percent in PARTS if (rows := known(best_little(model, percent)))}
-        error_bars(left, list(points), points.values(), model)
+    for n, model in enumerate(MODELS):
+        parts = [percent for percent in PARTS if best.get((model, percent))]
+        error_bars(left, np.array(parts) * (0.94 + 0.04 * n), [best[model, percent] for percent in parts], model, [lrt[p] for p in parts])
         curve = known(little(model, 10, 1000))[0]["evaluations"]
         right.plot(*zip(*curve), STYLES[model], color="black", markerfacecolor="black" if "LRT" in model else "white", label=model)
-    left.set(xscale="log", xlabel="percent of the training text", ylabel="best exact loss, nats per character")
+    left.set(xscale="log", xlabel="percent of the training text", ylabel="best exact loss minus LRT's, nats per char.")
     left.set_xticks(PARTS, PARTS)
     left.minorticks_off()
     right.set(xlabel="steps of 1,000, on 10 % of the text", ylabel="exact loss, nats per character")
-    left.legend()
+    right.legend()
     figure.savefig(HERE / "little.png", dpi=150)
 
 
