@@ -1,11 +1,10 @@
 """The README's training results:  python assets/results.py [--run] NAME ...
 
 NAME is one of rate, compute, little, tuning, variants, memory, tokenizers (what each is: EXPERIMENTS below); position, more about the
-runs of compute; or grid, the picture of the dial. Prints the table, and draws the picture if there is one, of the runs that are known: each is
-a line in assets/results.jsonl. --run trains what is missing first (hours), two runs at a time with one thread each (tuning
-before little, which takes the best of it); delete a line to have that run repeated. All on the text of data/shakespeare. Logs and
-checkpoints stay in ./runs, which git ignores.
-Needs matplotlib.
+runs of compute; grid, the picture of the dial; or all, which writes the tables to assets/results.md instead. Prints the table, and draws the
+picture if there is one, of the runs that are known: each is a line in assets/results.jsonl. --run trains what is missing first (hours),
+two runs at a time with one thread each (tuning before little, which takes the best of it); delete a line to have that run repeated. All on
+the text of data/shakespeare. Logs and checkpoints stay in ./runs, which git ignores. Needs matplotlib.
 """
 import json
 import os
@@ -263,6 +262,7 @@ def show_little():
 
 
 def show_position():
+    print("## position\n\nExact loss by position in the row, from 1.\n")
     for budget in BUDGETS:
         groups = {model: known(at(budget, MODELS[model])) for model in COMPUTE}
         if all(groups.values()):
@@ -295,8 +295,19 @@ def show_grid(T=8):
 
 PICTURES = {"compute": show_compute, "little": show_little, "position": show_position, "grid": show_grid}
 
+KEY = """# Every run on text, by python assets/results.py all
+
+Means over the seeds (1337, 1, 2; the first alone in rate and tuning) ± their standard deviation; "(1)": one seed. Losses in nats per token,
+exact: decoded token by token over the whole validation split. gap: exact - training graph. Seconds of one core, with evaluations, until the
+best one; they come from processors of different speed.
+"""
+
 if __name__ == "__main__":
     names = [name for name in sys.argv[1:] if name != "--run"]
+    if names == ["all"]:
+        names = [*EXPERIMENTS, *(name for name in PICTURES if name not in EXPERIMENTS)]
+        sys.stdout = open(HERE / "results.md", "w", encoding="utf-8")
+        print(KEY)
     if not names or not set(names) <= {*EXPERIMENTS, *PICTURES}:
         sys.exit(__doc__)
     for name in names:
