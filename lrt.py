@@ -593,8 +593,8 @@ def main(argv=None):
              for S, K in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1), (8, 1), (8, 2), (T, 1))]
     rows += [("token by token", model, lambda: model.forward_sequential(idx, targets))]
     times = median_ms([lambda m=m, call=call: step(m, call) for _, m, call in rows])
-    print(f"\n{'training':16}{'error':>10}{'exact':>8}{'FLOPs':>8}{'ms/step':>9}{'ratio':>7}     (error: of logits, largest; exact: "
-          f"first positions)")
+    print(f"\n{'training':16}{'error':>10}{'exact':>8}{'FLOPs':>8}{'ms/step':>9}{'ratio':>7}     (random weights; error: of "
+          f"logits; exact: first positions)")
     flops = []
     for (name, m, call), ms in zip(rows, times):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
