@@ -159,7 +159,7 @@ def batch(data, s, T, step, part, device):
 
 def windows(data, T, vocab_size, device):
     """The whole validation split, in order, as batches (inputs, targets) of rows of T; of text, also the shorter last row.
-    Logits of a batch take 256 MB at most."""
+    Logits of a batch take 256 MB at most, or are those of one row."""
     if "val_y" in data:
         pairs = zip(*(np.array_split(data[name], -(-len(data[name]) // 256)) for name in ("val", "val_y")))
     else:
