@@ -3,29 +3,41 @@
     python prepare_data.py                                  tiny Shakespeare, one token per character
     python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from its training split
     python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
-    python prepare_data.py --dataset=parity --length=32     a task instead of text: rows of inputs and targets; or swaps
+    python prepare_data.py --dataset=parity --length=32     a task, not text: rows of inputs and targets; or swaps
 
-The first 90% of the characters are for training, the rest for validation, as in nanoGPT. Tasks also write train_y.bin
-and val_y.bin, as their targets are not the next token.
+The first 90% of the characters are for training, the rest for validation, as in nanoGPT. Tasks also write
+train_y.bin and val_y.bin, as their targets are not the next token.
 """
 import argparse
 import base64
 import codecs
 import difflib
+import errno
 import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
+import shlex
 import sys
 import time
 import urllib.request
 from collections import Counter, defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import tiktoken
+
+try:
+    import fcntl
+except ImportError:     # on Windows
+    fcntl = None
+    import msvcrt
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -34,6 +46,7 @@ DOWNLOAD_SECONDS = 60           # for the whole file; nothing arriving for 10 se
 MAX_VOCAB = 2 ** 16             # what uint16 can number
 MAX_SEED = 2 ** 32 - 1
 
+
 # How text is cut before byte pairs are merged. "learned": words, numbers and signs, each with the space before it, then
 # white space; it means the same to Python's re and to tiktoken, and leaves out no character. meta.json names one of
 # these two, so that no file brings a pattern of its own, which could take for ever.
@@ -41,11 +54,11 @@ PATTERNS = {"learned": r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+",
             "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"}
 
 
-# ---- Shared by all scripts: one way to fail, one way to write a file, one way to read text ----------------------
+# ---- Shared by all scripts: how to fail, settings, files --------------------------------------------------
 
 def fail(message):
     """One line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -54,41 +67,140 @@ def script(main):
     @functools.wraps(main)
     def guarded(argv=None):
         try:
-            for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character gets a question mark
+            for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character shows a "?"
                 if hasattr(stream, "reconfigure"):
                     stream.reconfigure(errors="replace")
             return main(argv)
-        except (MemoryError, RuntimeError) as e:        # torch's kind of the former is one of the latter
-            if isinstance(e, RuntimeError) and not re.search("out of memory|not enough memory|allocate memory", str(e)):
-                raise
-            fail(f"not enough memory; smaller sizes need less ({str(e).splitlines()[0] if str(e) else 'MemoryError':.150})")
         except KeyboardInterrupt:                       # Ctrl-C
             sys.exit(130)
         except BrokenPipeError:                         # a reader like head that has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except OSError as e:                            # a folder one may not enter, a name too long, ...
+            fail(f"{e.filename}: {e.strerror}" if e.filename else e)
+        except (MemoryError, RuntimeError, ValueError) as e:
+            if re.search("embedded null|home directory", str(e)):
+                fail(f"this is no path of a file or folder here: {e}")
+            memory = re.search("out of memory|not enough memory|allocate memory", str(e))
+            if not memory and not isinstance(e, MemoryError):       # torch's kind of it is a RuntimeError
+                raise
+            fail(f"not enough memory; smaller sizes need less ({(str(e).splitlines() or ['MemoryError'])[0]:.150})")
     return guarded
 
 
-def check(args, **ranges):
-    """Ends with an error if a setting is outside its range (least, most) or not one of its allowed values, a list."""
-    for name, allowed in ranges.items():
-        value = getattr(args, name)
-        if isinstance(allowed, list) and value not in allowed:
-            fail(f"--{name}={value}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
-        if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
-            fail(f"--{name}={value}: must be {allowed[0]:,} to {allowed[1]:,}")
+def option(default, help, allowed=None):
+    """A field of a dataclass of settings. allowed: (least, most), a list of values, or None for any."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with every mistake reported by fail(), and the nearest flag's name for one that does not exist."""
+def parse(settings_class, doc, argv, **presets):
+    """(settings, given): the command line as an instance of a dataclass whose fields are options, each a flag
+    --name=value; and the names of those that it gives. presets replace defaults."""
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = "; settings are written --name=value, and -h lists them"
+    parser.error = lambda message: fail(message.removeprefix("argument ") + how)
+    options = {f.name: f for f in fields(settings_class)}
+    for name, f in options.items():
+        default, most = presets.get(name, f.default), (f.metadata["allowed"] or [""])[-1]
+        notes = [must_be(f)] if f.metadata["allowed"] and (isinstance(most, str) or most < 10 ** 5) else []
+        if default != "" and "(default" not in f.metadata["help"]:
+            notes.append(f"default: {default}")
+        text = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+        parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), default=argparse.SUPPRESS)
+    typed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        fail(f"{'no setting' if name.startswith('-') else 'unexpected'} {name}{hint(name, options) or how}")
+    values = {name: value_of(options[name], text) for name, text in vars(typed).items()}
+    return settings_class(**{**presets, **values}), tuple(values)
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
-    def error(self, message):
-        near = difflib.get_close_matches(message.split(": ")[-1].split("=")[0], self._option_string_actions, n=1)
-        fail(f"{message} (did you mean {near[0]}?)" if "unrecognized" in message and near else f"{message}; -h lists all flags")
+def must_be(f):
+    """What an option's value must be, in words."""
+    allowed, number = f.metadata["allowed"], lambda x: f"{x:,}" if abs(x) < 1e12 else f"{x:g}"
+    if isinstance(allowed, list):
+        return " or ".join(str(a) for a in allowed if a != "")
+    kind = {int: "a whole number", float: "a number"}.get(f.type, "text")
+    return f"{kind} from {number(allowed[0])} to {number(allowed[1])}" if allowed else kind
+
+
+def value_of(f, text):
+    """The value of an option from what was typed for it. Ends with an error if it is not what it must be."""
+    allowed = f.metadata["allowed"]
+    if isinstance(allowed, list) and 1 in allowed:
+        text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
+    try:
+        value = f.type(text)
+        if isinstance(allowed, list):
+            good = value in allowed
+        elif allowed:
+            good = allowed[0] <= value <= allowed[1]
+        else:
+            good = f.type is str or math.isfinite(value)
+    except ValueError:
+        good = False
+    if not good:
+        fail(f"--{f.name}={text}: must be {must_be(f)}")
+    return value
+
+
+# What a setting of these scripts is called elsewhere, in nanoGPT or every day.
+ELSEWHERE = {
+    "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps n_steps num_steps train_steps",
+    "n_layer": "layers depth num_layers", "n_head": "heads num_heads",
+    "n_embd": "dim width embd d_model hidden hidden_size n_embed", "batch_size": "batch bs",
+    "block_size": "context ctx seq_len context_length seq_length sequence_length", "weight_decay": "wd",
+    "warmup_iters": "warmup warmup_steps", "grad_clip": "clip", "gradient_accumulation_steps": "grad_accum",
+    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "out_dir": "out output output_dir checkpoint ckpt model",
+    "dataset": "data name", "temperature": "temp", "num_samples": "n samples", "device": "gpu cuda cpu",
+    "max_new_tokens": "tokens max_tokens num_tokens length", "prompt": "start", "input": "file text",
+    "tokenizer": "tokens", "latent": "memory",
+}
+
+
+def hint(name, known):
+    """The setting that is meant by a name which is none, as the end of a message; or nothing."""
+    name = name.lstrip("-").replace("-", "_").lower()
+    near = [here for here, words in ELSEWHERE.items() if here in known and name in words.split()]
+    near += difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f" (did you mean --{near[0]}?)" if near else ""
+
+
+def command(*words):
+    """A command line that a shell takes as these words."""
+    if os.name == "nt":
+        return " ".join(w if re.fullmatch(r"[\w@+=:,./\\-]+", w) else f'"{w}"' for w in map(str, words))
+    return shlex.join(map(str, words))
+
+
+HELD = []       # open files: closed, they would lose their locks
+
+
+def own(folder, what, wait=False):
+    """Keep other processes out of a folder, which is made if need be: returns an open file whose lock lasts until
+    it is closed or the process ends in whatever way. If another process has it: waits, or ends with an error that
+    advises another `what`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = open(Path(folder) / ".lock", "ab")
+    HELD.append(lock)
+    for tries in itertools.count():
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                lock.seek(0)
+                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+            return lock
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES):     # a file system that has no locks
+                return lock
+        if not wait:
+            lock.close()
+            fail(f"{folder} is in use by another run; wait for it or use another {what}")
+        if tries == 10:
+            print(f"waiting for another run that uses {folder}", file=sys.stderr)
+        time.sleep(0.1)
 
 
 def write_atomic(path, write, *more):
@@ -386,6 +498,29 @@ def load(dataset, data_dir="data"):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
     return meta, codec, splits
+
+
+# ---- Until train.py, sample.py and lrt.py use parse()
+
+def check(args, **ranges):
+    """Ends with an error if a setting is outside its range (least, most) or not one of its allowed values, a list."""
+    for name, allowed in ranges.items():
+        value = getattr(args, name)
+        if isinstance(allowed, list) and value not in allowed:
+            fail(f"--{name}={value}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
+        if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
+            fail(f"--{name}={value}: must be {allowed[0]:,} to {allowed[1]:,}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with every mistake reported by fail(), and the nearest flag's name for one that does not exist."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message):
+        near = difflib.get_close_matches(message.split(": ")[-1].split("=")[0], self._option_string_actions, n=1)
+        fail(f"{message} (did you mean {near[0]}?)" if "unrecognized" in message and near else f"{message}; -h lists all flags")
 
 
 @script
