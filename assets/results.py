@@ -23,7 +23,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from prepare_data import load, make_folder, prepare, write_dataset
+from prepare_data import load, prepare, write_dataset
 
 RESULTS, LOCK = HERE / "results.jsonl", Lock()
 SEEDS = (1337, 1, 2)
@@ -146,10 +146,13 @@ def prepare_variant(name):
     kind = name.split("-")[1]
     if kind.isdecimal():
         part = splits["train"][:len(splits["train"]) * int(kind) // 100]
-        write_dataset(make_folder(Path("data") / name), {"train": part, "val": splits["val"]},
+        folder = Path("data") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_dataset(folder, {"train": part, "val": splits["val"]},
                       {**meta, "dataset": name, "source": f"the first {kind} % of {meta['source']}"})
     else:
-        text = make_folder(Path("runs")) / "input.txt"
+        text = Path("runs") / "input.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
         text.write_bytes(b"".join(codec.token_bytes[token] for split in ("train", "val") for token in splits[split]))
         prepare(name, kind.replace("bpe", "bpe:"), text)
 
