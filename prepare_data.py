@@ -1,9 +1,9 @@
-"""Turn text into data/NAME/: train.bin and val.bin (uint16 token numbers) and meta.json (codec and provenance).
+"""Turn text into data/NAME/: train.bin and val.bin (uint16 token numbers) and meta.json (codec, provenance).
 
-    python prepare_data.py                                  tiny Shakespeare, one token per character
-    python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from its training split
+    python prepare_data.py                                  tiny Shakespeare, a token per character
+    python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from it
     python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
-    python prepare_data.py --dataset=parity --length=32     a task, not text: rows of inputs and targets; or swaps
+    python prepare_data.py --dataset=parity --length=32     a task, not text: inputs and targets; or swaps
 
 The first 90% of the characters are for training, the rest for validation, as in nanoGPT. Tasks also write
 train_y.bin and val_y.bin, as their targets are not the next token.
@@ -45,16 +45,17 @@ MAX_SEED = 2 ** 32 - 1
 # What settings of these scripts are called elsewhere, in nanoGPT or every day.
 ELSEWHERE = {
     "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps num_steps n_steps",
-    "n_layer": "layers depth num_layers", "n_head": "heads num_heads", "batch_size": "batch bs",
-    "n_embd": "dim width embd d_model hidden hidden_size", "weight_decay": "wd", "warmup_iters": "warmup warmup_steps",
-    "block_size": "context ctx seq_len context_length sequence_length", "gradient_accumulation_steps": "grad_accum",
-    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "out_dir": "out output checkpoint model", "dataset": "data",
+    "batch_size": "batch bs", "block_size": "context ctx seq_len context_length sequence_length",
+    "n_layer": "layers depth num_layers", "n_head": "heads num_heads", "weight_decay": "wd",
+    "n_embd": "dim width embd d_model hidden hidden_size", "warmup_iters": "warmup warmup_steps",
+    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "gradient_accumulation_steps": "grad_accum",
+    "out_dir": "out output checkpoint model", "dataset": "data", "input": "file text", "prompt": "start",
     "temperature": "temp", "num_samples": "n samples", "max_new_tokens": "tokens max_tokens length",
-    "prompt": "start", "input": "file text", "device": "gpu cuda cpu",
+    "device": "gpu cuda cpu",
 }
 
 
-# ---- Shared by all scripts: how to fail, settings, files ----------------------------------------------------------
+# ---- Shared by all scripts: how to fail, settings, files ---------------------------------------------------
 
 def fail(message):
     """One line on stderr, exit status 2."""
@@ -66,7 +67,7 @@ def script(main):
     """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
     @functools.wraps(main)
     def guarded(argv=None):
-        for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character gets a question mark
+        for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character shows a "?"
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
         try:
@@ -81,7 +82,8 @@ def script(main):
         except (MemoryError, RuntimeError, ValueError) as e:
             if re.search("embedded null|home directory", str(e)):
                 fail(f"not a path of a file or folder: {e}")
-            if not re.search("out of memory|not enough memory|allocate memory|^$", str(e)):     # ^$: Python's own
+            memory = re.search("out of memory|not enough memory|allocate memory", str(e))   # torch's words
+            if not memory and not isinstance(e, MemoryError):
                 raise
             fail(f"not enough memory; smaller sizes need less ({str(e).partition(os.linesep)[0]:.150})")
     return guarded
@@ -104,32 +106,38 @@ def value_of(f, text):
         text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
     try:
         value = f.type(text)
-        if value in allowed if isinstance(allowed, list) else f.type is str or allowed[0] <= value <= allowed[1]:
-            return value
+        if isinstance(allowed, list):
+            good = value in allowed
+        else:
+            good = f.type is str or allowed[0] <= value <= allowed[1]       # false for a nan
     except ValueError:
-        pass
-    fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
+        good = False
+    if not good:
+        fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
+    return value
 
 
 def parse(settings_class, doc, argv, **presets):
-    """(settings, given): the command line as an instance of a dataclass of options, each a flag --name=value, and the
-    names that were typed. presets are other defaults than the dataclass's."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    """(settings, given): the command line as an instance of a dataclass of options, each a flag --name=value,
+    and the names that were typed. presets are other defaults than the dataclass's."""
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message}; settings are written --name=value, and -h lists them")
     options = {f.name: f for f in fields(settings_class)}
     for name, f in options.items():
         text, rule, default = f.metadata["help"], f.metadata["rule"], presets.get(name, f.default)
         notes = [rule] if f.metadata["allowed"] and len(rule) < 32 else []
         notes += [f"default: {default}"] if default != "" and "(default" not in text else []
-        parser.add_argument(f"--{name}", type=functools.partial(value_of, f), default=argparse.SUPPRESS, metavar="X",
-                            help=(text + f" ({'; '.join(notes)})" * bool(notes)).replace("%", "%%"))
+        text += f" ({'; '.join(notes)})" if notes else ""
+        parser.add_argument(f"--{name}", type=functools.partial(value_of, f), default=argparse.SUPPRESS,
+                            metavar="X", help=text.replace("%", "%%"))
     typed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_").lower()
+    for flag in unknown[:1]:
+        flag = flag.partition("=")[0]
+        name = flag.lstrip("-").replace("-", "_").lower()
         near = [here for here, words in ELSEWHERE.items() if here in options and name in words.split()]
         near += difflib.get_close_matches(name, options, n=1, cutoff=0.85)
-        parser.error(f"there is no {unknown[0].partition('=')[0]}" + (f" (did you mean --{near[0]}?)" if near else ""))
+        parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
     return settings_class(**{**presets, **vars(typed)}), tuple(vars(typed))
 
 
@@ -144,8 +152,9 @@ HELD = []       # the open files of own(): one that is forgotten is closed, and 
 
 
 def own(folder, what, wait=False):
-    """Make a folder if need be, and keep other processes out of it. Returns an open file; the lock lasts until that is
-    closed or the process ends in whatever way. Who comes second waits, or ends and is advised to use another `what`."""
+    """Make a folder if need be, and keep other processes out of it. Returns an open file: the lock lasts until
+    it is closed or the process ends, in whatever way. Who comes second waits, or ends with an error that
+    advises another `what`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = open(Path(folder) / ".lock", "ab")
     HELD.append(lock)
@@ -169,8 +178,8 @@ def own(folder, what, wait=False):
 
 
 def write_atomic(path, write, *more):
-    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name. More pairs
-    of path and write: none takes its name before all are written."""
+    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name.
+    More pairs of path and write: none takes its name before all are written."""
     files = [(Path(p), Path(f"{p}.tmp"), w) for p, w in zip((path, *more[::2]), (write, *more[1::2]))]
     try:
         for path, temporary, write in files:
@@ -194,20 +203,20 @@ def read_text(path):
     except OSError as e:
         fail(f"cannot read {path or 'a file with no name'}: {e.strerror}")
     except UnicodeDecodeError as e:
-        fail(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start:,}); convert it, for example with "
-             f"iconv -t UTF-8")
+        fail(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start:,}); "
+             "convert it, for example with iconv -t UTF-8")
 
 
-# ---- Tokens -------------------------------------------------------------------------------------------------------
+# ---- Tokens ------------------------------------------------------------------------------------------------
 
-# How text is cut before byte pairs are merged; meta.json names one of these, so that no file brings a pattern of its
-# own, which could take for ever. "words": words, numbers and signs, each with the space before it, then white space.
-# Python's re, which learns, and tiktoken's engine, which encodes, differ in classes like \w, not in ranges that are
-# spelled out: so a letter is whatever is no space, sign or digit here, and marks above and below letters are, too. 32
-# characters at most, or a text without spaces would take for ever. "learned": what an older version's data have.
+# How text is cut before byte pairs are merged; meta.json names one of these, so that no file brings a pattern
+# of its own, which could take for ever. "words": words, numbers and signs, each with the space before it, then
+# white space. Python's re, which learns, and tiktoken's engine, which encodes, differ in classes like \w, not in
+# ranges spelled out: a letter is what is no space, sign or digit here, so also the marks that many scripts put
+# on letters. 32 at most, or a text without spaces would take for ever. "learned": of older data.
 SPACE = r"\x09-\x0d\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-SIGN = (r"\x00-\x08\x0e-\x1f\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f\xa1-\xbf\xd7\xf7\u060c\u061b\u061f\u06d4\u0964\u0965"
-        r"\u2010-\u2027\u2030-\u205e\u3001-\u3003\u3008-\u301f\uff01-\uff0f\uff1a-\uff20")
+SIGN = (r"\x00-\x08\x0e-\x1f\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f\xa1-\xbf\xd7\xf7\u060c\u061b\u061f\u06d4"
+        r"\u0964\u0965\u2010-\u2027\u2030-\u205e\u3001-\u3003\u3008-\u301f\uff01-\uff0f\uff1a-\uff20")
 PATTERNS = {
     "words": f" ?[^{SPACE}{SIGN}0-9]{{1,32}}| ?[0-9]{{1,32}}| ?[{SIGN}]{{1,32}}"
              f"|[{SPACE}]{{1,32}}(?![^{SPACE}])|[{SPACE}]{{1,32}}",
@@ -217,17 +226,16 @@ PATTERNS = {
 
 
 class Codec:
-    """Text to token numbers and back, from the "codec" entry of meta.json: plain values, so a checkpoint holds it.
-
-    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}, or, for
-    the numbers of a task with spaces between them, {"kind": "numbers", "count": ..., "inputs": how many are inputs}.
-    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is not like that."""
+    """Text to token numbers and back, as the "codec" entry of meta.json says: plain values, so that a checkpoint
+    holds it. {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each one's
+    bytes]} or, for numbers with spaces between, {"kind": "numbers", "count": ..., "inputs": how many are inputs}.
+    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is another."""
 
     def __init__(self, entry):
         self.kind = entry["kind"]
         if self.kind == "char":
             self.index = {c: i for i, c in enumerate(entry["chars"])}
-            if not self.index or any(len(c) != 1 for c in self.index) or len(self.index) != len(entry["chars"]):
+            if not len(self.index) == len(entry["chars"]) == sum(map(len, self.index)) > 0:
                 raise ValueError("the characters are not single ones, all different")
             self.token_bytes = [c.encode() for c in entry["chars"]]
         elif self.kind == "bpe":
@@ -235,12 +243,12 @@ class Codec:
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
             if len(ranks) != len(self.token_bytes) or not all(bytes([b]) in ranks for b in range(256)):
                 raise ValueError("the tokens are not all different, or a single byte is not among them")
-            self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]], mergeable_ranks=ranks,
-                                              special_tokens={})
+            self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]],
+                                              mergeable_ranks=ranks, special_tokens={})
         elif self.kind == "numbers":
-            self.inputs = entry["inputs"]
-            if not 1 <= self.inputs <= entry["count"] <= MAX_VOCAB:
-                raise ValueError(f"{entry['count']} numbers, {self.inputs} of them inputs")
+            self.index = {str(i): i for i in range(entry["inputs"])}
+            if not 1 <= entry["inputs"] <= entry["count"] <= MAX_VOCAB:
+                raise ValueError(f"{entry['count']} numbers, {entry['inputs']} of them inputs")
             self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
         else:
             raise ValueError(f"unknown codec {self.kind!r}")
@@ -250,20 +258,19 @@ class Codec:
         """Token numbers of a text. Raises ValueError that names what it has no token for."""
         if self.kind == "bpe":
             return self.encoding.encode_ordinary(text)
-        if self.kind == "numbers":
-            if wrong := [n for n in text.split() if not (n.isdecimal() and int(n) < self.inputs)]:
-                raise ValueError(f"{wrong[0]!r} is not a number from 0 to {self.inputs - 1}; put spaces between numbers")
-            return [int(n) for n in text.split()]
-        if unknown := sorted(set(text) - set(self.index)):
-            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {''.join(self.index)!r:.200}")
-        return [self.index[c] for c in text]
+        items = text if self.kind == "char" else text.split()
+        if unknown := sorted(set(items) - set(self.index)):
+            known = f"{''.join(self.index)!r:.200}" if self.kind == "char" else \
+                f"numbers from 0 to {len(self.index) - 1}, with spaces between"
+            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
+        return [self.index[item] for item in items]
 
     def start(self):
-        """Tokens to begin with where there is no prompt: a line break or, where that has no token, the first one."""
+        """Tokens to begin with where there is no prompt: a line break or, if that has no token, the first."""
         return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def decoder(self):
-        """A function from token number to text, for streaming: it holds back the bytes of unfinished characters."""
+        """A function from token number to text, for streaming: unfinished characters are held back."""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: utf8.decode(self.token_bytes[token])
 
@@ -280,71 +287,72 @@ def gpt2_codec():
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except Exception as e:      # whatever its download raises
-        fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use --tokenizer=bpe:1024 or char")
+        fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use bpe:1024 or char")
     return bpe_entry("gpt2", [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)])
 
 
 def bpe_codec(text, merges):
-    """Byte-pair encoding (arXiv:1508.07909) learned from a text: the 256 bytes and up to `merges` more tokens.
-
-    Each joins the most frequent pair of neighbours (a, b); of a word around it, only the pairs with a and b change."""
+    """Byte pairs (arXiv:1508.07909) learned from a text: the 256 bytes and up to `merges` more tokens. Each
+    joins the most frequent pair of neighbours, a and b; only their pairs with those beside them change."""
     words = Counter(re.findall(PATTERNS["words"], text))
-    counts, words = list(words.values()), [[bytes([b]) for b in word.encode()] for word in words]
+    counts = list(words.values())
+    words = [[b"", *(bytes([b]) for b in word.encode()), b""] for word in words]
     pairs, where = Counter(), defaultdict(set)      # how often each pair occurs, and in which words
 
     def count(w, left, right, sign=1):
-        pairs[left, right] += sign * counts[w]
-        if sign > 0:
-            where[left, right].add(w)
+        if left and right:                          # not the ends of a word
+            pairs[left, right] += sign * counts[w]
+            if sign > 0:
+                where[left, right].add(w)
 
     for w, word in enumerate(words):
         for pair in zip(word, word[1:]):
             count(w, *pair)
     tokens, said = [bytes([b]) for b in range(256)], time.monotonic()
     while len(tokens) < 256 + merges and (most := max(pairs.values(), default=0)):
-        a, b = best = max(pair for pair, n in pairs.items() if n == most)
+        a, b = max([pair for pair, n in pairs.items() if n == most])
         tokens.append(a + b)
-        for w in where.pop(best):
-            word, i = words[w], 0
-            while i + 1 < len(word):
+        for w in where.pop((a, b)):
+            word, i = words[w], 1
+            while i < len(word) - 2:
                 if word[i] == a and word[i + 1] == b:
-                    for left, right in ([(word[i - 1], a)] if i else []) + [(b, r) for r in word[i + 2:i + 3]]:
-                        count(w, left, right, -1)
+                    count(w, word[i - 1], a, sign=-1)
+                    count(w, b, word[i + 2], sign=-1)
+                    count(w, word[i - 1], a + b)
+                    count(w, a + b, word[i + 2])
                     word[i:i + 2] = [a + b]
-                    for left, right in zip(word[max(0, i - 1):i + 1], word[max(1, i):i + 2]):
-                        count(w, left, right)
                 i += 1
-        del pairs[best]
+        del pairs[a, b]
         if time.monotonic() > said + 5:
             said = time.monotonic()
             print(f"learned {len(tokens) - 256:,} of {merges:,} merges", file=sys.stderr)
     return bpe_entry("words", tokens)
 
 
-# ---- Tasks of state tracking: what is asked at a position depends on all inputs so far, in their order -------------
+# ---- Tasks: what is asked at a position depends on all inputs so far, in their order -----------------------
 
 def parity(x):
-    """Bits; the target is 1 where the number of ones so far is odd. x (rows, length) -> targets (rows, length)."""
+    """Bits; the target is 1 where the number of ones so far is odd. (rows, length) -> the same."""
     return x.cumsum(1) % 2
 
 
 def swaps(x):
-    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on two places, each for one of the 10
-    pairs of places; the target is the number of the arrangement, 0 to 119 in dictionary order. (rows, length) -> same."""
+    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on one of the 10 pairs of places;
+    the target is the number of the arrangement, 0 to 119 in dictionary order. (rows, length) -> the same."""
     arrangements = list(itertools.permutations(range(5)))
-    def exchange(arrangement, i, j):
-        after = list(arrangement)
+    operations = [(0, 0), *itertools.combinations(range(5), 2)]
+    follower = np.empty((120, 11), dtype=int)       # [arrangement, operation] -> the next arrangement
+    for a, (p, (i, j)) in itertools.product(range(120), enumerate(operations)):
+        after = list(arrangements[a])
         after[i], after[j] = after[j], after[i]
-        return arrangements.index(tuple(after))
-    follower = np.array([[exchange(a, i, j) for i, j in [(0, 0), *itertools.combinations(range(5), 2)]]
-                         for a in arrangements])        # (120, 11)
+        follower[a, p] = arrangements.index(tuple(after))
     y, state = np.empty_like(x), np.zeros(len(x), dtype=int)
     for t in range(x.shape[1]):
         y[:, t] = state = follower[state, x[:, t]]
     return y
 
 
-TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}   # targets from inputs; how many different of each
+TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}   # how targets follow; different inputs, targets
 
 
 def task_rows(task, rows, length, rng):
@@ -358,23 +366,23 @@ def task_data(task, length, rows, seed):
     """(splits, meta): `rows` different rows of `length` inputs and targets, the last tenth for validation."""
     target, n_inputs, n_targets = TASKS[task]
     if length < 64 and 2 * rows > n_inputs ** length:
-        fail(f"--rows={rows}: there are just {n_inputs ** length:,} different rows of --length={length}; take half of "
-             "that or less")
+        fail(f"--rows={rows}: must be at most half of the {n_inputs ** length:,} rows of --length={length}")
     rng, x = np.random.default_rng(seed), np.empty((0, length), dtype=int)
     while len(x) < rows:
         x = np.unique(np.concatenate([x, task_rows(task, rows, length, rng)[0]]), axis=0)
     x, cut = rng.permutation(x)[:rows], rows - rows // 10
     y, count = target(x), max(n_inputs, n_targets)
-    return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, {
-        "task": task, "source": f"generated: {task}, {rows:,} rows of {length}, seed {seed}", "length": length,
-        "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
-        "vocab_size": count, "codec": {"kind": "numbers", "count": count, "inputs": n_inputs}}
+    meta = {"task": task, "length": length,
+            "source": f"generated: {task}, {rows:,} rows of {length}, seed {seed}",
+            "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
+            "codec": {"kind": "numbers", "count": count, "inputs": n_inputs}}
+    return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, meta
 
 
-# ---- Text ---------------------------------------------------------------------------------------------------------
+# ---- Text --------------------------------------------------------------------------------------------------
 
 def download(url, size, sha256):
-    """The bytes at an address. Raises OSError if they are not the expected ones, or nothing comes for 10 seconds."""
+    """The bytes at an address. Raises OSError if they are others, or none come for 10 seconds."""
     with urllib.request.urlopen(url, timeout=10) as response:
         data = response.read(size + 1)
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -387,15 +395,15 @@ def shakespeare(folder):
     path = folder / "input.txt"
     if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
         return read_text(path), SHAKESPEARE_URL
+    print(f"downloading {SHAKESPEARE_URL}", file=sys.stderr)
     try:
-        print(f"downloading {SHAKESPEARE_URL}", file=sys.stderr)
         data = download(SHAKESPEARE_URL, SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
     except Exception as e:      # whatever a download raises
         from pydoc_data.topics import topics
         print(f"WARNING: no tiny Shakespeare ({e}).\n"
-              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: losses will be others than\n"
-              "WARNING: the README's. With the text in a file: python prepare_data.py --dataset=shakespeare --input=FILE",
-              file=sys.stderr)
+              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: other losses than\n"
+              "WARNING: the README's. If you have the text in a file:\n"
+              "WARNING: python prepare_data.py --dataset=shakespeare --input=FILE", file=sys.stderr)
         source = f"embedded: pydoc_data.topics of Python {sys.version.split()[0]}"
         return "\n".join(topics[name] for name in sorted(topics)), source
     write_atomic(path, lambda f: f.write(data))
@@ -405,26 +413,28 @@ def shakespeare(folder):
 def text_data(text, source, tokenizer):
     """(splits, meta) of a text: the first 90 % of its characters for training, the rest for validation."""
     cut = int(len(text) * 0.9)
-    entry = (bpe_codec(text[:cut], int(tokenizer[4:])) if tokenizer.startswith("bpe") else gpt2_codec()
-             if tokenizer == "gpt2" else {"kind": "char", "chars": sorted(set(text)) or ["?"]})
+    if tokenizer == "char":
+        entry = {"kind": "char", "chars": sorted(set(text)) or ["?"]}
+    else:
+        entry = gpt2_codec() if tokenizer == "gpt2" else bpe_codec(text[:cut], merges=int(tokenizer[4:]))
     codec = Codec(entry)
     splits = {"train": codec.encode(text[:cut]), "val": codec.encode(text[cut:])}
     if not splits["train"] or len(splits["val"]) < 2:
-        fail(f"{source}: {len(text)} characters are too few: validation needs two tokens, and is the last tenth")
+        fail(f"{source}: {len(text)} characters are too few; the last tenth, for validation, needs 2 tokens")
     if codec.vocab_size > MAX_VOCAB:
-        fail(f"{source}: {codec.vocab_size:,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
-    return splits, {"source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text),
-                    "tokenizer": tokenizer, "vocab_size": codec.vocab_size, "codec": entry}
+        fail(f"{source}: {codec.vocab_size:,} different characters, more than {MAX_VOCAB:,}; use bpe:1024")
+    return splits, {"source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
+                    "characters": len(text), "tokenizer": tokenizer, "codec": entry}
 
 
-# ---- data/NAME/ ---------------------------------------------------------------------------------------------------
+# ---- data/NAME/ --------------------------------------------------------------------------------------------
 
-def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows=20_000, seed=0, data_dir="data",
-            replace=True):
-    """Write data_dir/dataset/ and return its path. replace=False leaves it as it is if it is there."""
+def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows=20_000, seed=0,
+            data_dir="data", replace=True):
+    """Write data_dir/dataset/ and return its path. With replace=False it stays as it is if it is there."""
     folder = Path(data_dir) / dataset
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{,99}", dataset):
-        fail(f"--dataset={dataset}: must be a name of at most 100 letters, digits, '_', '-' and '.', for a folder")
+        fail(f"--dataset={dataset}: must be up to 100 letters, digits, '_', '-' and '.', to name a folder")
     if not re.fullmatch(r"char|gpt2|bpe:[1-9]\d{,4}", tokenizer) or int(tokenizer[4:] or 0) > MAX_VOCAB - 256:
         fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
     if dataset in TASKS:
@@ -435,10 +445,8 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows
         fail(f"--dataset={dataset} is not in {Path(data_dir).absolute()}; make it with: "
              f"python prepare_data.py --dataset={dataset} --input=FILE")
     with own(folder, "--dataset", wait=True):
-        if (folder / "meta.json").exists():
-            if not replace:
-                return folder
-            print(f"replacing what {folder} holds", file=sys.stderr)
+        if (folder / "meta.json").exists() and not replace:
+            return folder
         if dataset == "shakespeare" and input is None:
             splits, meta = text_data(*shakespeare(folder), tokenizer)
         write_dataset(folder, splits, {"dataset": dataset, **meta})
@@ -447,46 +455,46 @@ def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows
 
 def write_dataset(folder, splits, meta):
     """NAME.bin for each split, and meta.json with the number of tokens in each."""
-    files = []
+    files, replaced = [], (folder / "meta.json").exists()
+    meta["vocab_size"] = Codec(meta["codec"]).vocab_size
     for split, tokens in splits.items():
         tokens = np.asarray(tokens, dtype="<u2")
         files += [folder / f"{split}.bin", lambda f, tokens=tokens: f.write(tokens.tobytes())]
         meta[f"{split}_tokens"] = tokens.size
     write_atomic(*files, folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
-    print(f"{folder}: {meta['train_tokens']:,} training tokens, {meta['val_tokens']:,} for validation, a vocabulary of "
-          f"{meta['vocab_size']:,}", file=sys.stderr)
+    print(f"{folder}{' (replaced)' * replaced}: {meta['source']}: {meta['train_tokens']:,} training tokens, "
+          f"{meta['val_tokens']:,} for validation, vocabulary of {meta['vocab_size']:,}", file=sys.stderr)
 
 
 def load(dataset, data_dir="data"):
-    """(meta, codec, splits) of data_dir/dataset, which is prepared if it is not there: splits["train"] and splits["val"]
-    are memory-mapped uint16 tokens; for a task in rows, with their targets in splits["train_y"] and splits["val_y"]."""
+    """(meta, codec, splits) of data_dir/dataset, which is prepared if it is missing. splits["train"] and ["val"]:
+    memory-mapped uint16 tokens; of a task in rows, with their targets in ["train_y"] and ["val_y"]."""
     folder = Path(data_dir) / dataset
     if not (folder / "meta.json").exists():
         prepare(dataset, data_dir=data_dir, replace=False)
-    try:        # not while another process replaces it; where that cannot be, there is no lock that one may write to
-        with own(folder, "--dataset", wait=True) if os.access(folder / ".lock", os.W_OK) else nullcontext():
+    lock = folder / ".lock"     # of a process that prepares it; not there, or not ours to write: nobody does
+    try:
+        with own(folder, "--dataset", wait=True) if os.access(lock, os.W_OK) else nullcontext():
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             codec, splits = Codec(meta["codec"]), {}
-            for split in ("train", "val", "train_y", "val_y") if "task" in meta else ("train", "val"):
-                path = folder / f"{split}.bin"
-                if path.stat().st_size != 2 * meta[f"{split}_tokens"]:
-                    raise ValueError(f"{split}.bin does not have 2 bytes for each of {meta[f'{split}_tokens']:,} tokens")
-                splits[split] = np.memmap(path, dtype="<u2", mode="r")
+            for split in ("train", "val", "train_y", "val_y")[:4 if "task" in meta else 2]:
+                path, count = folder / f"{split}.bin", meta[f"{split}_tokens"]
+                if path.stat().st_size == 2 * count:
+                    splits[split] = np.memmap(path, dtype="<u2", mode="r")
+                if split not in splits or splits[split].max() >= codec.vocab_size:
+                    raise ValueError(f"{split}.bin is not {count:,} tokens below {codec.vocab_size:,}")
         if not isinstance(meta["source"] + meta["sha256"], str) or meta.get("task", "swaps") not in TASKS:
             raise ValueError("meta.json is not as prepare_data.py writes it")
-        for split, tokens in splits.items():
-            if tokens.max() >= codec.vocab_size:
-                raise ValueError(f"{split}.bin has a token {tokens.max()} of a vocabulary of {codec.vocab_size}")
-            if "task" in meta:
-                splits[split] = tokens.reshape(-1, meta["length"])
-        if "task" in meta and any(splits[name].shape != splits[f"{name}_y"].shape for name in ("train", "val")):
-            raise ValueError("there are not as many targets as inputs")
-        if "task" not in meta and len(splits["val"]) < 2:
-            raise ValueError("val.bin has one token, validation needs two")
+        if "task" in meta:
+            splits = {split: tokens.reshape(-1, meta["length"]) for split, tokens in splits.items()}
+            if any(splits[name].shape != splits[f"{name}_y"].shape for name in ("train", "val")):
+                raise ValueError("there are not as many targets as inputs")
+        elif len(splits["val"]) < 2:
+            raise ValueError("val.bin has one token, and needs two")
         return {"tokenizer": codec.kind, **meta}, codec, splits
-    except OSError:
-        raise
-    except Exception as e:      # a damaged file can raise anything
+    except Exception as e:      # a damaged file can raise anything at all
+        if isinstance(e, OSError):
+            raise
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
 
 
@@ -526,15 +534,15 @@ class Settings:
 @script
 def main(argv):
     s, given = parse(Settings, __doc__, argv)
-    if "input" in given and "dataset" not in given:
+    if "input" in given and "dataset" not in given:     # named after the file
         s.dataset = re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
         s.dataset += "-text" if s.dataset in TASKS else ""
-        print(f"--dataset={s.dataset}, after the name of the file", file=sys.stderr)
     for name in given:
         if name in (("tokenizer", "input") if s.dataset in TASKS else ("length", "rows", "seed")):
-            fail(f"--{name} has no meaning for --dataset={s.dataset}; {' and '.join(TASKS)} are tasks, all else is text")
+            fail(f"--{name} has no meaning for --dataset={s.dataset}, as that "
+                 + ("is the name of a task" if s.dataset in TASKS else "is no task"))
     prepare(**{**asdict(s), "input": s.input if "input" in given else None})
-    print("go on with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)
+    print("train on it with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

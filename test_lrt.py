@@ -9,6 +9,7 @@ The model is compared in float64, on random weights that are all away from their
 silent: with definitions that are too simple to be wrong, and with a second implementation, in numpy.
 """
 import ast
+import dataclasses
 import errno
 import functools
 import importlib
@@ -23,6 +24,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -827,6 +830,184 @@ def test_download_is_checked_by_size_and_sum(here, monkeypatch):
             prepare_data.download("http://example.org", 1000, "0" * 64)
 
 
+def test_whatever_looking_can_raise_ends_in_one_line(here, capsys):
+    """A folder one may not enter, a name that is too long, a NUL, somebody without a home; but no mistake."""
+    denied = PermissionError(errno.EACCES, "Permission denied", "secret/last.pt")
+    def looking(look):
+        @prepare_data.script
+        def main(argv):
+            look()
+        return type("module", (), {"main": main})
+    def deny():
+        raise denied
+    for look, named in ((deny, "secret/last.pt: Permission denied"), (lambda: os.stat("x" * 300), "too long"),
+                        (lambda: open("a\0b"), "null"),
+                        (lambda: Path("~no-such-user/x").expanduser(), "home")):
+        assert named in ends_in_one_line(looking(look), [], capsys)
+    with pytest.raises(ValueError):
+        run(looking(lambda: int("x")))
+
+
+@dataclasses.dataclass
+class SomeSettings:
+    max_iters: int = prepare_data.option(10, "5% of all", (1, 1000))
+    min_lr: float = prepare_data.option(0.0, "any number")
+    lrt: int = prepare_data.option(0, "on or off", [0, 1])
+    lrt_sweeps: int = prepare_data.option(1, "some")
+    lrt_mode: str = prepare_data.option("parallel", "how", ["parallel", "sequential"])
+    n_layer: int = prepare_data.option(2, "layers", (1, 100))
+    out_dir: str = prepare_data.option("out", "where")
+
+
+def test_settings_carry_their_range_and_help(capsys):
+    parse = functools.partial(prepare_data.parse, SomeSettings, "what it is")
+    assert parse([]) == (SomeSettings(), ()) and parse([], n_layer=5)[0] == SomeSettings(n_layer=5)
+    assert parse(["--lrt=True", "--min_lr", "-1.5", "--n_layer=3", "--out_dir=True"], n_layer=5) == (
+        SomeSettings(lrt=1, min_lr=-1.5, n_layer=3, out_dir="True"), ("lrt", "min_lr", "n_layer", "out_dir"))
+    with pytest.raises(SystemExit):
+        parse(["-h"], n_layer=7)
+    out = " ".join(capsys.readouterr().out.split())
+    for text in ("what it is", "5% of all (a whole number from 1 to 1,000; default: 10)", "default: 7",
+                 "how (parallel or sequential; default: parallel)"):
+        assert text in out
+    for arg, message in {
+            "--max_iters=0": "--max_iters=0: must be a whole number from 1 to 1,000", "--max_iters=1.5": "must",
+            "--min_lr=nan": "--min_lr=nan: must be a number", "--min_lr=inf": "be a number", "--min_lr=": "must",
+            "--lrt=2": "--lrt=2: must be 0 or 1", "--lrt=maybe": "must be 0 or 1", "--max_iters=" + "9" * 5000: "",
+            "--lrt_mode=x": "must be parallel or sequential", "--lrt": "--lrt: expected one argument",
+            "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "--n_layer?",
+            "--max-iters=3": "--max_iters?", "out": "no out (did you mean --out_dir?", "lrt=1": "mean --lrt?",
+            "--lr=0.1": "--lr;", "--init_from=x": "from;", "--dim=3": "--dim;", "--top_k=3": "--top_k;"}.items():
+        with pytest.raises(SystemExit):
+            parse([arg])
+        err = capsys.readouterr().err
+        assert message in err and err.startswith("error: ") and err.count("\n") == 1, (arg, err)
+
+
+def test_folder_has_one_owner_until_its_process_dies(here, capsys):
+    code = "import prepare_data; prepare_data.own('run', '--x'); print('ok', flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert holder.stdout.readline().strip() == b"ok"
+    with pytest.raises(SystemExit):
+        prepare_data.own("run", "--out_dir")
+    message = "error: run is in use by another run; wait for it or use another --out_dir\n"
+    assert capsys.readouterr().err == message
+    holder.kill()
+    holder.wait()
+    with prepare_data.own("run", "--out_dir"):
+        with pytest.raises(SystemExit):
+            prepare_data.own("run", "--out_dir")
+    prepare_data.own("run", "--out_dir").close()
+
+
+def test_data_are_prepared_once_and_read_whole(here, monkeypatch, capsys):
+    """Two first runs at once: one prepares, the other waits for it. A reader waits for who replaces."""
+    downloads = []
+    def slow_download(*args):
+        downloads.append(args)
+        time.sleep(1.5)
+        raise OSError("no network")
+    monkeypatch.setattr(prepare_data, "download", slow_download)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(prepare_data.load, ["shakespeare"] * 2)
+        assert len(downloads) == 1 and first[0] == second[0]
+        assert capsys.readouterr().err.count("waiting for") == 1
+        with prepare_data.own("data/shakespeare", "--dataset"):
+            reading = pool.submit(prepare_data.load, "shakespeare")
+            time.sleep(0.3)
+            assert not reading.done()
+            for path in Path("data/shakespeare").glob("*.bin"):
+                path.write_bytes(bytes(20))
+            meta = {**first[0], "train_tokens": 10, "val_tokens": 10, "source": "new"}
+            Path("data/shakespeare/meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        assert reading.result()[0]["source"] == "new" and len(reading.result()[2]["val"]) == 10
+    prepare_data.prepare("shakespeare", input="text.txt")               # by hand it is replaced
+    assert prepare_data.load("shakespeare")[0]["source"] == "file: text.txt"
+    assert "replaced" in capsys.readouterr().err
+
+
+SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَّة", "עִבְרִית", "தமிழ்", "\u1112\u1161\u11ab\u1100\u1173\u11af", "한국어",
+           "👩\u200d🚀", "e\u0301te\u0301", "٣٤٥", "a\u200bb", "a\ufeffb", "a\u180eb", "a\u0378b", "a\ue000b",
+           "ὀδύσσεια", "日本語", "Việt", "naïve", "a\u0308\u0323"]
+
+
+@pytest.mark.parametrize("word", SCRIPTS)
+def test_learned_word_is_one_token_in_every_script(word):
+    codec = prepare_data.Codec(prepare_data.bpe_codec(f"{word} " * 100, 100))
+    assert len(codec.encode(word)) == len(codec.encode(f" {word}")) == 1
+    assert codec.decode(codec.encode(word)) == word
+
+
+def test_learning_and_encoding_cut_alike():
+    """Every code point is of one class for both engines; and a text is cut alike, as its pieces are tokens here."""
+    everything = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xd800 <= c <= 0xdfff)
+    single, words = {bytes([b]): b for b in range(256)}, prepare_data.PATTERNS["words"]
+    def engine(pattern, tokens, text):
+        return prepare_data.tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=tokens,
+                                              special_tokens={}).encode_ordinary(text)
+    classes = set(re.findall(r"\[[^]]*\]", words))
+    assert len(classes) == 5
+    for one in classes:
+        assert bytes(engine(one, single, everything)).decode() == "".join(re.findall(one, everything))
+    assert re.sub(words, "", everything) == ""                      # nothing is left out
+    text = " ".join(SCRIPTS) + "  two \n\n\t three" + "x" * 100 + " " * 100 + "9" * 70 + "-" * 70 + "\x1c\x85 \u3000 "
+    text += "".join(f"a{c}{c}b{c} {c}5" for c in map(chr, [*range(0x400), *range(0x2000, 0x2070)]))
+    pieces = [p.encode() for p in re.findall(words, text)]
+    tokens = {**single, **{p: 256 + i for i, p in enumerate(p for p in dict.fromkeys(pieces) if len(p) > 1)}}
+    names = {i: token for token, i in tokens.items()}
+    assert [names[t] for t in engine(words, tokens, text)] == pieces
+    ascii_text = "".join(map(chr, np.random.default_rng(0).choice([9, 10, 13, *range(32, 127)], 20_000)))
+    assert re.findall(words, ascii_text) == re.findall(prepare_data.PATTERNS["learned"], ascii_text)
+
+
+@pytest.mark.parametrize("alphabet", ["ACGT", "abcdefghijklmnopqrstuvwxyz", " ", "-"])
+def test_one_line_without_a_space_takes_no_time(alphabet):
+    line = "".join(np.random.default_rng(0).choice(list(alphabet), 100_000))
+    start = time.process_time()
+    codec = prepare_data.Codec(prepare_data.bpe_codec(line, 200))
+    assert codec.decode(codec.encode(line)) == line and time.process_time() - start < 3
+
+
+def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
+    """Also when the validation split has two characters, but is one token."""
+    Path("short.txt").write_text("ab" * 10, encoding="utf-8")
+    Path("shorter.txt").write_text("abc", encoding="utf-8")
+    assert "2 tokens" in ends_in_one_line(prepare_data, ["--input=short.txt", "--tokenizer=bpe:1"], capsys)
+    assert "2 tokens" in ends_in_one_line(prepare_data, ["--input=shorter.txt"], capsys)
+    assert not Path("data").exists()
+    prepare_data.prepare("mine", input="text.txt")
+    meta = json.loads(Path("data/mine/meta.json").read_text(encoding="utf-8"))
+    Path("data/mine/val.bin").write_bytes(b"\1\0")
+    Path("data/mine/meta.json").write_text(json.dumps({**meta, "val_tokens": 1}), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        prepare_data.load("mine")
+    assert "needs two" in capsys.readouterr().err
+
+
+def test_text_is_named_after_its_file(here, capsys):
+    for file, name in (("my text (1).txt", "my-text-1"), ("../x/.hidden.txt", "hidden"), ("日本.txt", "text"),
+                       ("parity.txt", "parity-text")):
+        path = Path("files", file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one line " * 20, encoding="utf-8")
+        assert run(prepare_data, f"--input={path}") == 0
+        err = capsys.readouterr().err
+        assert f"python train.py --dataset={name}\n" in err and "vocabulary of 6" in err, err
+        assert prepare_data.load(name)[0]["tokenizer"] == "char"
+        assert prepare_data.load(name)[1].start() == [0]                # " ": there is no line break
+    prepare_data.prepare("mine", "bpe:5", "text.txt")
+    codec = prepare_data.load("mine")[1]
+    assert codec.decode(codec.start()) == "\n" and codec.start() == codec.encode("\n")
+
+
+def test_commands_can_be_pasted(monkeypatch):
+    words = ["python", "train.py", "--out_dir=my run", Path("a/b")]
+    assert prepare_data.command(*words) == "python train.py '--out_dir=my run' a/b"
+    monkeypatch.setattr(prepare_data.os, "name", "nt")
+    assert prepare_data.command(*words[:3], r"C:\out") == r'python train.py "--out_dir=my run" C:\out'
+
+
 # ---- Tasks -------------------------------------------------------------------------------------------------------
 
 def test_task_targets_are_what_they_say():
@@ -850,8 +1031,9 @@ def test_task_targets_are_what_they_say():
 def test_task_has_no_more_inputs_than_it_was_trained_on():
     codec = prepare_data.Codec({"kind": "numbers", "count": 120, "inputs": 11})
     assert codec.encode("0 10") == [0, 10] and codec.decode([119]) == "119 "
-    with pytest.raises(ValueError, match="'11' is not a number from 0 to 10"):
-        codec.encode("1 11")
+    for text in ("1 11", "1011", "1 x", "-1", "1,0"):
+        with pytest.raises(ValueError, match=f"{text.split()[-1]!r}.* 0 to 10.*spaces between"):
+            codec.encode(text)
 
 
 def test_task_rows_are_different_and_seeded(here):
@@ -1141,6 +1323,10 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (prepare_data, ["--dataset=parity", "--length=5", "--rows=20"], "--rows"),
     (prepare_data, ["--dataset=swaps", "--rows=1"], "--rows"),
     (prepare_data, ["--inputs=text.txt"], "mean --input"),
+    (prepare_data, ["--input=" + "x" * 300], "too long"),
+    (prepare_data, ["--input=a\0b"], "null"),
+    (prepare_data, ["--input=~no-such-user/x"], "home"),
+    (prepare_data, ["--dataset=" + "x" * 300, "--input=text.txt"], "--dataset"),
     (sample, ["--out_dir=nowhere"], "no checkpoint"),
     (sample, ["--out_dir=pickled"], "pickled"),
     (sample, ["--out_dir=truncated"], "truncated"),
