@@ -12,7 +12,6 @@ import argparse
 import base64
 import codecs
 import difflib
-import functools
 import hashlib
 import itertools
 import json
@@ -45,13 +44,11 @@ MAX_SEED = 2 ** 32 - 1
 # What settings of these scripts are called elsewhere, in nanoGPT or every day.
 ELSEWHERE = {
     "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps num_steps n_steps",
+    "n_layer": "layers depth num_layers", "n_head": "heads", "n_embd": "dim width embd d_model hidden",
     "batch_size": "batch bs", "block_size": "context ctx seq_len context_length sequence_length",
-    "n_layer": "layers depth num_layers", "n_head": "heads num_heads", "weight_decay": "wd",
-    "n_embd": "dim width embd d_model hidden hidden_size", "warmup_iters": "warmup warmup_steps",
-    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "gradient_accumulation_steps": "grad_accum",
-    "out_dir": "out output checkpoint model", "dataset": "data", "input": "file text", "prompt": "start",
+    "weight_decay": "wd", "warmup_iters": "warmup warmup_steps", "out_dir": "out", "dataset": "data",
+    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "prompt": "start", "input": "file text",
     "temperature": "temp", "num_samples": "n samples", "max_new_tokens": "tokens max_tokens length",
-    "device": "gpu cuda cpu",
 }
 
 
@@ -65,7 +62,6 @@ def fail(message):
 
 def script(main):
     """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
-    @functools.wraps(main)
     def guarded(argv=None):
         for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character shows a "?"
             if hasattr(stream, "reconfigure"):
@@ -77,25 +73,25 @@ def script(main):
         except BrokenPipeError:                     # a reader like head that has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except OSError as e:                        # a folder one may not enter, a name that is too long, ...
-            fail(f"{e.filename}: {e.strerror}" if e.filename else e)
-        except (MemoryError, RuntimeError, ValueError) as e:
-            if re.search("embedded null|home directory", str(e)):
-                fail(f"not a path of a file or folder: {e}")
-            memory = re.search("out of memory|not enough memory|allocate memory", str(e))   # torch's words
-            if not memory and not isinstance(e, MemoryError):
-                raise
-            fail(f"not enough memory; smaller sizes need less ({str(e).partition(os.linesep)[0]:.150})")
+        except (OSError, MemoryError, RuntimeError, ValueError) as e:
+            text = next(iter(str(e).splitlines()), "")
+            if isinstance(e, OSError):                  # a folder one may not enter, a name too long, ...
+                fail(f"{e.filename}: {e.strerror}" if e.filename else e)
+            if re.search("embedded null|home directory", text):
+                fail(f"not a path of a file or folder: {text}")
+            if isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory", str(e)):
+                fail(f"not enough memory; smaller sizes need less ({text:.150})")
+            raise
     return guarded
 
 
 def option(default, help, allowed=None):
     """A field of a dataclass of settings. allowed: (least, most), a list of values, or None for any."""
     rule = {int: "a whole number", float: "a number", str: "text"}[type(default)]
-    if isinstance(allowed, list):
-        rule = " or ".join(str(value) for value in allowed if value != "")
-    elif allowed:
+    if isinstance(allowed, tuple):
         rule += " from {} to {}".format(*(f"{n:,}" if isinstance(n, int) else f"{n:g}" for n in allowed))
+    elif allowed:
+        rule = " or ".join(str(value) for value in allowed if value != "")
     return field(default=default, metadata={"help": help, "allowed": allowed, "rule": rule})
 
 
@@ -106,13 +102,10 @@ def value_of(f, text):
         text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
     try:
         value = f.type(text)
-        if isinstance(allowed, list):
-            good = value in allowed
-        else:
-            good = f.type is str or allowed[0] <= value <= allowed[1]       # false for a nan
     except ValueError:
-        good = False
-    if not good:
+        value = None
+    if value is None or not (value in allowed if isinstance(allowed, list) else
+                             f.type is str or allowed[0] <= value <= allowed[1]):       # so for a nan, too
         fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
     return value
 
@@ -129,11 +122,11 @@ def parse(settings_class, doc, argv, **presets):
         notes = [rule] if f.metadata["allowed"] and len(rule) < 32 else []
         notes += [f"default: {default}"] if default != "" and "(default" not in text else []
         text += f" ({'; '.join(notes)})" if notes else ""
-        parser.add_argument(f"--{name}", type=functools.partial(value_of, f), default=argparse.SUPPRESS,
+        parser.add_argument(f"--{name}", type=lambda text, f=f: value_of(f, text), default=argparse.SUPPRESS,
                             metavar="X", help=text.replace("%", "%%"))
     typed, unknown = parser.parse_known_args(argv)
-    for flag in unknown[:1]:
-        flag = flag.partition("=")[0]
+    if unknown:
+        flag = unknown[0].partition("=")[0]
         name = flag.lstrip("-").replace("-", "_").lower()
         near = [here for here, words in ELSEWHERE.items() if here in options and name in words.split()]
         near += difflib.get_close_matches(name, options, n=1, cutoff=0.85)
@@ -152,11 +145,14 @@ HELD = []       # the open files of own(): one that is forgotten is closed, and 
 
 
 def own(folder, what, wait=False):
-    """Make a folder if need be, and keep other processes out of it. Returns an open file: the lock lasts until
-    it is closed or the process ends, in whatever way. Who comes second waits, or ends with an error that
-    advises another `what`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = open(Path(folder) / ".lock", "ab")
+    """Keep other processes out of a folder, which is made if need be. Returns an open file: the lock lasts
+    until it is closed or the process ends, however it ends. Who is second waits, or fails, with the advice to
+    use another `what`."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(folder) / ".lock", "ab")
+    except OSError as e:
+        fail(f"{what}: {folder} cannot be used: {e.strerror}")
     HELD.append(lock)
     for tries in itertools.count():
         try:
@@ -210,9 +206,9 @@ def read_text(path):
 # ---- Tokens ------------------------------------------------------------------------------------------------
 
 # How text is cut before byte pairs are merged; meta.json names one of these, so that no file brings a pattern
-# of its own, which could take for ever. "words": words, numbers and signs, each with the space before it, then
-# white space. Python's re, which learns, and tiktoken's engine, which encodes, differ in classes like \w, not in
-# ranges spelled out: a letter is what is no space, sign or digit here, so also the marks that many scripts put
+# of its own, which could take for ever. "words": words, numbers and signs, each with the space before it, and
+# white space. Python's re, which learns, and tiktoken's engine, which encodes, differ in classes like \w, but
+# not in ranges: a letter is what is no space, sign or digit here, and so are the marks that many scripts put
 # on letters. 32 at most, or a text without spaces would take for ever. "learned": of older data.
 SPACE = r"\x09-\x0d\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 SIGN = (r"\x00-\x08\x0e-\x1f\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f\xa1-\xbf\xd7\xf7\u060c\u061b\u061f\u06d4"
@@ -226,9 +222,9 @@ PATTERNS = {
 
 
 class Codec:
-    """Text to token numbers and back, as the "codec" entry of meta.json says: plain values, so that a checkpoint
-    holds it. {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each one's
-    bytes]} or, for numbers with spaces between, {"kind": "numbers", "count": ..., "inputs": how many are inputs}.
+    """Text to token numbers and back, as the "codec" entry of meta.json and checkpoints says, plain values:
+    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of bytes]} or, for
+    numbers with spaces between, {"kind": "numbers", "count": ..., "inputs": how many can be asked}.
     token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is another."""
 
     def __init__(self, entry):
@@ -241,14 +237,14 @@ class Codec:
         elif self.kind == "bpe":
             self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
-            if len(ranks) != len(self.token_bytes) or not all(bytes([b]) in ranks for b in range(256)):
+            if len(ranks) != len(self.token_bytes) or not ranks.keys() >= {bytes([b]) for b in range(256)}:
                 raise ValueError("the tokens are not all different, or a single byte is not among them")
             self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]],
                                               mergeable_ranks=ranks, special_tokens={})
         elif self.kind == "numbers":
-            self.index = {str(i): i for i in range(entry["inputs"])}
             if not 1 <= entry["inputs"] <= entry["count"] <= MAX_VOCAB:
                 raise ValueError(f"{entry['count']} numbers, {entry['inputs']} of them inputs")
+            self.index = {str(i): i for i in range(entry["inputs"])}
             self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
         else:
             raise ValueError(f"unknown codec {self.kind!r}")
@@ -337,8 +333,8 @@ def parity(x):
 
 
 def swaps(x):
-    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on one of the 10 pairs of places;
-    the target is the number of the arrangement, 0 to 119 in dictionary order. (rows, length) -> the same."""
+    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on one of the 10 pairs of
+    places; the target is the number of the arrangement, 0 to 119 in dictionary order. Shapes as above."""
     arrangements = list(itertools.permutations(range(5)))
     operations = [(0, 0), *itertools.combinations(range(5), 2)]
     follower = np.empty((120, 11), dtype=int)       # [arrangement, operation] -> the next arrangement
@@ -352,7 +348,7 @@ def swaps(x):
     return y
 
 
-TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}   # how targets follow; different inputs, targets
+TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}    # targets from inputs; how many of both
 
 
 def task_rows(task, rows, length, rng):
@@ -401,8 +397,8 @@ def shakespeare(folder):
     except Exception as e:      # whatever a download raises
         from pydoc_data.topics import topics
         print(f"WARNING: no tiny Shakespeare ({e}).\n"
-              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: other losses than\n"
-              "WARNING: the README's. If you have the text in a file:\n"
+              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: other losses\n"
+              "WARNING: than the README's. If you have the text in a file:\n"
               "WARNING: python prepare_data.py --dataset=shakespeare --input=FILE", file=sys.stderr)
         source = f"embedded: pydoc_data.topics of Python {sys.version.split()[0]}"
         return "\n".join(topics[name] for name in sorted(topics)), source
@@ -467,12 +463,12 @@ def write_dataset(folder, splits, meta):
 
 
 def load(dataset, data_dir="data"):
-    """(meta, codec, splits) of data_dir/dataset, which is prepared if it is missing. splits["train"] and ["val"]:
-    memory-mapped uint16 tokens; of a task in rows, with their targets in ["train_y"] and ["val_y"]."""
+    """(meta, codec, splits) of data_dir/dataset, which is prepared if it is missing. splits["train"], "val":
+    memory-mapped uint16 tokens; of a task in rows, with their targets in "train_y" and "val_y"."""
     folder = Path(data_dir) / dataset
     if not (folder / "meta.json").exists():
         prepare(dataset, data_dir=data_dir, replace=False)
-    lock = folder / ".lock"     # of a process that prepares it; not there, or not ours to write: nobody does
+    lock = folder / ".lock"     # if it is not there, or not ours to write, no process of ours is preparing
     try:
         with own(folder, "--dataset", wait=True) if os.access(lock, os.W_OK) else nullcontext():
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -492,9 +488,9 @@ def load(dataset, data_dir="data"):
         elif len(splits["val"]) < 2:
             raise ValueError("val.bin has one token, and needs two")
         return {"tokenizer": codec.kind, **meta}, codec, splits
+    except OSError:
+        raise
     except Exception as e:      # a damaged file can raise anything at all
-        if isinstance(e, OSError):
-            raise
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
 
 
@@ -539,8 +535,8 @@ def main(argv):
         s.dataset += "-text" if s.dataset in TASKS else ""
     for name in given:
         if name in (("tokenizer", "input") if s.dataset in TASKS else ("length", "rows", "seed")):
-            fail(f"--{name} has no meaning for --dataset={s.dataset}, as that "
-                 + ("is the name of a task" if s.dataset in TASKS else "is no task"))
+            kind = "the name of a task" if s.dataset in TASKS else "no task"
+            fail(f"--{name} has no meaning for --dataset={s.dataset}, which is {kind}")
     prepare(**{**asdict(s), "input": s.input if "input" in given else None})
     print("train on it with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)
 

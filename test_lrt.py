@@ -1032,7 +1032,7 @@ def test_task_has_no_more_inputs_than_it_was_trained_on():
     codec = prepare_data.Codec({"kind": "numbers", "count": 120, "inputs": 11})
     assert codec.encode("0 10") == [0, 10] and codec.decode([119]) == "119 "
     for text in ("1 11", "1011", "1 x", "-1", "1,0"):
-        with pytest.raises(ValueError, match=f"{text.split()[-1]!r}.* 0 to 10.*spaces between"):
+        with pytest.raises(ValueError, match="no token for .*0 to 10, with spaces between"):
             codec.encode(text)
 
 
