@@ -105,7 +105,7 @@ def value_of(f, text):
     except ValueError:
         value = None
     if value is None or not (value in allowed if isinstance(allowed, list) else
-                             f.type is str or allowed[0] <= value <= allowed[1]):       # so for a nan, too
+                             f.type is str or allowed[0] <= value <= allowed[1]):       # fails for a nan, too
         fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
     return value
 

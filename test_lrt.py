@@ -25,6 +25,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -769,9 +770,10 @@ def test_readme_maps_lrt_as_it_is():
     assert {(name, exercise) for name, _, _, exercise in table if exercise} == {(name, str(n)) for n, (name, _) in enumerate(EXERCISES, 1)}
 
 
-# ---- Data --------------------------------------------------------------------------------------------------------
+# ---- Data --------------------------------------------------------------------------------------------------
 
-TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i * 37 % 101} words of line {i}, naïvely counted — {'lo ' * (i % 5)}end.\n\n" for i in range(120))
+TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i * 37 % 101} words of line {i}, naïvely counted — "
+               f"{'lo ' * (i % 5)}end.\n\n" for i in range(120))
 
 
 @pytest.fixture
@@ -787,7 +789,8 @@ def test_prepared_text_comes_back(here, tokenizer):
     prepare_data.prepare("mine", tokenizer, "text.txt")
     meta, codec, tokens = prepare_data.load("mine")
     cut = int(len(TEXT) * 0.9)
-    assert codec.decode(tokens["train"].tolist()) == TEXT[:cut] and codec.decode(tokens["val"].tolist()) == TEXT[cut:]
+    assert codec.decode(tokens["train"].tolist()) == TEXT[:cut]
+    assert codec.decode(tokens["val"].tolist()) == TEXT[cut:]
     decode = codec.decoder()
     assert "".join(decode(t) for t in tokens["val"].tolist()) == TEXT[cut:]
     assert meta["train_tokens"] == len(tokens["train"]) and meta["vocab_size"] == codec.vocab_size
@@ -796,7 +799,8 @@ def test_prepared_text_comes_back(here, tokenizer):
 
 def test_bpe_learns_from_the_training_split_alone_and_encodes_anything(here):
     cut = int(len(TEXT) * 0.9)
-    Path("other.txt").write_text(TEXT[:cut] + "QXQX" * ((len(TEXT) - cut) // 4), encoding="utf-8", newline="\n")
+    other = TEXT[:cut] + "QXQX" * ((len(TEXT) - cut) // 4)
+    Path("other.txt").write_text(other, encoding="utf-8", newline="\n")
     prepare_data.prepare("a", "bpe:40", "text.txt")
     prepare_data.prepare("b", "bpe:40", "other.txt")
     a, b = (prepare_data.load(name)[0]["codec"] for name in "ab")
@@ -804,7 +808,7 @@ def test_bpe_learns_from_the_training_split_alone_and_encodes_anything(here):
     strange = "tab\t_under_ 12½ ٣ x\u0301 日本 \u200d\x1c\x85 🙂\n\n  end  "
     codec = prepare_data.Codec(a)
     assert codec.decode(codec.encode(strange)) == strange
-    first = prepare_data.bpe_codec("ab ab abc", 2)["tokens"][256:]      # the commonest pair, then the next one
+    first = prepare_data.bpe_codec("ab ab abc", 2)["tokens"][256:]    # the commonest pair, then the next
     assert [prepare_data.base64.b64decode(t) for t in first] == [b"ab", b" ab"]
 
 
@@ -825,7 +829,8 @@ def test_download_is_checked_by_size_and_sum(here, monkeypatch):
         def __exit__(self, *args): pass
         def read(self, n): self.data, out = self.data[n:], self.data[:n]; return out
     for data in (b"<html>not the file</html>", b"x" * 3_000_000):
-        monkeypatch.setattr(prepare_data.urllib.request, "urlopen", lambda url, timeout, data=data: Server(data))
+        monkeypatch.setattr(prepare_data.urllib.request, "urlopen",
+                            lambda url, timeout, data=data: Server(data))
         with pytest.raises(OSError, match="sha256"):
             prepare_data.download("http://example.org", 1000, "0" * 64)
 
@@ -871,13 +876,13 @@ def test_settings_carry_their_range_and_help(capsys):
                  "how (parallel or sequential; default: parallel)"):
         assert text in out
     for arg, message in {
-            "--max_iters=0": "--max_iters=0: must be a whole number from 1 to 1,000", "--max_iters=1.5": "must",
-            "--min_lr=nan": "--min_lr=nan: must be a number", "--min_lr=inf": "be a number", "--min_lr=": "must",
-            "--lrt=2": "--lrt=2: must be 0 or 1", "--lrt=maybe": "must be 0 or 1", "--max_iters=" + "9" * 5000: "",
+            "--max_iters=0": "=0: must be a whole number from 1 to 1,000", "--max_iters=1.5": "must",
+            "--min_lr=nan": "nan: must be a number", "--min_lr=inf": "be a number", "--min_lr=": "must",
+            "--lrt=2": "=2: must be 0 or 1", "--lrt=maybe": "must be 0 or 1", "--max_iters=" + "9" * 5000: "",
             "--lrt_mode=x": "must be parallel or sequential", "--lrt": "--lrt: expected one argument",
-            "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "--n_layer?",
+            "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "n_layer?",
             "--max-iters=3": "--max_iters?", "out": "no out (did you mean --out_dir?", "lrt=1": "mean --lrt?",
-            "--lr=0.1": "--lr;", "--init_from=x": "from;", "--dim=3": "--dim;", "--top_k=3": "--top_k;"}.items():
+            "--lr=0.1": "lr;", "--init_from=x": "from;", "--dim=3": "dim;", "--top_k=3": "top_k;"}.items():
         with pytest.raises(SystemExit):
             parse([arg])
         err = capsys.readouterr().err
@@ -927,7 +932,8 @@ def test_data_are_prepared_once_and_read_whole(here, monkeypatch, capsys):
     assert "replaced" in capsys.readouterr().err
 
 
-SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَّة", "עִבְרִית", "தமிழ்", "\u1112\u1161\u11ab\u1100\u1173\u11af", "한국어",
+SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَّة", "עִבְרִית",
+           "தமிழ்", "\u1112\u1161\u11ab\u1100\u1173\u11af", "한국어",
            "👩\u200d🚀", "e\u0301te\u0301", "٣٤٥", "a\u200bb", "a\ufeffb", "a\u180eb", "a\u0378b", "a\ue000b",
            "ὀδύσσεια", "日本語", "Việt", "naïve", "a\u0308\u0323"]
 
@@ -940,7 +946,7 @@ def test_learned_word_is_one_token_in_every_script(word):
 
 
 def test_learning_and_encoding_cut_alike():
-    """Every code point is of one class for both engines; and a text is cut alike, as its pieces are tokens here."""
+    """Each code point has one class for both engines; and a text is cut alike: its pieces are tokens here."""
     everything = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xd800 <= c <= 0xdfff)
     single, words = {bytes([b]): b for b in range(256)}, prepare_data.PATTERNS["words"]
     def engine(pattern, tokens, text):
@@ -951,7 +957,8 @@ def test_learning_and_encoding_cut_alike():
     for one in classes:
         assert bytes(engine(one, single, everything)).decode() == "".join(re.findall(one, everything))
     assert re.sub(words, "", everything) == ""                      # nothing is left out
-    text = " ".join(SCRIPTS) + "  two \n\n\t three" + "x" * 100 + " " * 100 + "9" * 70 + "-" * 70 + "\x1c\x85 \u3000 "
+    text = " ".join(SCRIPTS) + "  two \n\n\t three" + "x" * 100 + " " * 100 + "9" * 70 + "-" * 70
+    text += "\x1c\x85 \u3000 "
     text += "".join(f"a{c}{c}b{c} {c}5" for c in map(chr, [*range(0x400), *range(0x2000, 0x2070)]))
     pieces = [p.encode() for p in re.findall(words, text)]
     tokens = {**single, **{p: 256 + i for i, p in enumerate(p for p in dict.fromkeys(pieces) if len(p) > 1)}}
@@ -967,6 +974,26 @@ def test_one_line_without_a_space_takes_no_time(alphabet):
     start = time.process_time()
     codec = prepare_data.Codec(prepare_data.bpe_codec(line, 200))
     assert codec.decode(codec.encode(line)) == line and time.process_time() - start < 3
+    assert max(map(len, re.findall(prepare_data.PATTERNS["words"], line))) <= 33
+
+
+def test_bpe_learns_what_counting_anew_learns():
+    """Each merge from scratch: all pairs of all words counted, the most frequent one joined everywhere."""
+    text = "aaa aaaa abab ababa banana bandana " * 3 + TEXT[:1500]
+    words = [[bytes([b]) for b in word.encode()] for word in re.findall(prepare_data.PATTERNS["words"], text)]
+    merged = []
+    for _ in range(60):
+        pairs = Counter(pair for word in words for pair in zip(word, word[1:]))
+        a, b = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merged.append(a + b)
+        for word in words:
+            i = 0
+            while i + 1 < len(word):
+                if (word[i], word[i + 1]) == (a, b):
+                    word[i:i + 2] = [a + b]
+                i += 1
+    learned = prepare_data.bpe_codec(text, 60)["tokens"][256:]
+    assert [prepare_data.base64.b64decode(token) for token in learned] == merged
 
 
 def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
@@ -1008,13 +1035,14 @@ def test_commands_can_be_pasted(monkeypatch):
     assert prepare_data.command(*words[:3], r"C:\out") == r'python train.py "--out_dir=my run" C:\out'
 
 
-# ---- Tasks -------------------------------------------------------------------------------------------------------
+# ---- Tasks -------------------------------------------------------------------------------------------------
 
 def test_task_targets_are_what_they_say():
     """A row at a time: bits counted, and objects carried from place to place."""
     rng = np.random.default_rng(0)
     x, y = prepare_data.task_rows("parity", 20, 33, rng)
-    assert all(y[r, t] == sum(x[r, :t + 1]) % 2 for r in range(20) for t in range(33)) and set(x.flat) == {0, 1}
+    assert all(y[r, t] == sum(x[r, :t + 1]) % 2 for r in range(20) for t in range(33))
+    assert set(x.flat) == {0, 1}
     x, y = prepare_data.task_rows("swaps", 20, 33, rng)
     pairs = [(i, j) for i in range(5) for j in range(i + 1, 5)]
     for row, targets in zip(x.tolist(), y.tolist()):
@@ -1024,7 +1052,8 @@ def test_task_targets_are_what_they_say():
                 i, j = pairs[operation - 1]
                 objects[i], objects[j] = objects[j], objects[i]
             smaller = [sum(other < o for other in objects[k + 1:]) for k, o in enumerate(objects)]
-            assert target == sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))      # rank of a permutation
+            rank = sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))        # of a permutation
+            assert target == rank
     assert set(x.flat) == set(range(11)) and len(set(y.flat)) > 100
 
 
