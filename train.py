@@ -398,7 +398,7 @@ class Run:
 
     def take(self, path, checkpoint, same):
         """Begin with another run's weights, of which missing ones start as usual; or go on, if it is the same run."""
-        ours, theirs = (f"--tokenizer={meta.get('tokenizer')} of {meta['source']}" for meta in (self.meta, checkpoint["meta"]))
+        ours, theirs = (f"--tokenizer={m.get('tokenizer')} of {m.get('source')}" for m in (self.meta, checkpoint["meta"]))
         if any(checkpoint["meta"].get(key) != self.meta[key] for key in ["codec"] + ["sha256"] * same):
             fail(f"{path} was trained on {theirs}, which data/{self.s.dataset} is not: it is {ours}")
         config = GPTConfig(**checkpoint["config"])
@@ -510,13 +510,13 @@ def results(row, s):
 
 def seconds_of_evaluation(run, graph):
     """An estimate: of more and more of its tokens, until that takes a moment."""
-    few, seconds, size = 256, 0.0, min(run.data["val"].size, run.s.eval_tokens)
-    while seconds < 0.3 and few < size:
+    few, size = 256, min(run.data["val"].size, run.s.eval_tokens)
+    new = 4096 * run.meta["length"] if graph and "task" in run.meta else 0          # tokens of accuracy_by_length
+    while True:
         few, start = 4 * few, perf_counter()
         evaluate(run.model, replace(run.s, eval_tokens=few), run.codec, run.data, graph=graph)
-        seconds = perf_counter() - start
-    new = 4096 * run.meta["length"] if graph and "task" in run.meta else 0          # tokens of accuracy_by_length
-    return seconds * (size + new) / min(few, size)
+        if few >= size or perf_counter() - start > 0.3:
+            return (perf_counter() - start) * (size + new) / min(few, size)
 
 
 def train(run, stop):
