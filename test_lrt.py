@@ -1579,7 +1579,7 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys, monkeyp
         assert re.search("foreign|batch_size", ends_in_one_line(train, ["--resume=foreign"], capsys)), changes
         assert all_files() == before, changes
     shutil.copy("run/best.pt", "foreign/last.pt")               # whole, but nothing to go on with
-    assert "no optimizers" in ends_in_one_line(train, ["--resume=foreign"], capsys)
+    assert "to begin a new run with its weights" in ends_in_one_line(train, ["--resume=foreign"], capsys)
 
 
 @pytest.mark.skipif(lrt.__name__ != "lrt", reason="of all scripts")
