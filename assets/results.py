@@ -23,7 +23,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from prepare_data import load, make_folder, prepare, write_dataset
+from prepare_data import load, prepare, write_dataset
 
 RESULTS, LOCK = HERE / "results.jsonl", Lock()
 SEEDS = (1337, 1, 2)
@@ -146,10 +146,13 @@ def prepare_variant(name):
     kind = name.split("-")[1]
     if kind.isdecimal():
         part = splits["train"][:len(splits["train"]) * int(kind) // 100]
-        write_dataset(make_folder(Path("data") / name), {"train": part, "val": splits["val"]},
+        folder = Path("data") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_dataset(folder, {"train": part, "val": splits["val"]},
                       {**meta, "dataset": name, "source": f"the first {kind} % of {meta['source']}"})
     else:
-        text = make_folder(Path("runs")) / "input.txt"
+        text = Path("runs") / "input.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
         text.write_bytes(b"".join(codec.token_bytes[token] for split in ("train", "val") for token in splits[split]))
         prepare(name, kind.replace("bpe", "bpe:"), text)
 
@@ -169,7 +172,8 @@ def run(flags, seed):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     row = min(rows, key=lambda row: row["val_loss_exact"])
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    held, at = re.search(r"latent held at 0 +([\d.]+)", done.stdout), row["exact_by_position"]
+    held = re.search(r"latent held at 0 +([\d.]+)", done.stdout)
+    at = json.loads((folder / "by_position.json").read_text(encoding="utf-8"))[str(row["iter"])]
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     line = {"flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"], "exact": row["val_loss_exact"],
             "training_graph": row["val_loss"], "held_at_0": held and float(held[1]), "bits_per_byte": row["val_bpb_exact"],
