@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, PLAIN, S2, S16, Experiment, at
 from plot import pyplot
-from prepare_data import fail, load, prepare, script, write_atomic, write_dataset
+from prepare_data import SHAKESPEARE_SHA256, fail, load, prepare, script, write_atomic, write_dataset
 
 CODE = 2        # of new rows; to be raised when the same flags train another model: an optimizer, a default
 
@@ -31,8 +31,8 @@ ROWS = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitli
 
 
 def known(flags):
-    """The rows of these flags, all of the newest code that has any. Of several flags: of those with the least mean
-    exact loss over the seeds that all have."""
+    """The rows of these flags, all of the newest code that has any. Of several flags: those of the least mean exact
+    loss over the seeds that all have."""
     groups = {f: [row for row in ROWS if row["flags"] == f] for f in ([flags] if isinstance(flags, str) else flags)}
     newest = max((row["code"] for rows in groups.values() for row in rows), default=0)
     groups = [some for rows in groups.values() if (some := [row for row in rows if row["code"] == newest])]
@@ -74,7 +74,7 @@ def run(flags, seed):
     best = min(rows, key=lambda row: (-row.get("val_accuracy_exact", 0), row["val_loss_exact"]))
     if right := best.get("accuracy_by_length"):
         right = {"on the graph": best["val_accuracy"], **{f"at {n}": share for n, share in right.items()}}
-    at, held = json.loads(read("by_position.json"))[str(best["iter"])], re.search(r"held at 0 +([\d.]+)", done.stdout)
+    at, held = json.loads(read("by_position.json"))[f"{best['iter']}"], re.search("held at 0 +([0-9.]+)", done.stdout)
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     row = {"code": CODE, "flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"],
            "exact": best["val_loss_exact"], "training_graph": best["val_loss"], "held_at_0": held and float(held[1]),
@@ -91,6 +91,8 @@ def run(flags, seed):
 def run_all(experiment):
     """The first seed of all flags; then the other seeds, where several flags were tried only of the best."""
     Path("runs").mkdir(exist_ok=True)
+    if (meta := load("shakespeare")[0])["sha256"] != SHAKESPEARE_SHA256:
+        fail(f"data/shakespeare is {meta['source']}; python prepare_data.py --dataset=shakespeare --input=FILE makes it")
     first, *others = experiment.seeds
     every = [(f, first) for flags in experiment.runs.values() for f in ([flags] if isinstance(flags, str) else flags)]
     with ThreadPoolExecutor(2) as pool:
@@ -115,8 +117,8 @@ def table(lines):
 def columns(label, rows, tried):
     """A line of a table, by the names of its columns. tried: of how many settings it is the best, or 0."""
     average, task = lambda key: mean(row[key] for row in rows), rows[0].get("accuracy")
-    line = {"": label, **({"tried": str(tried)} if tried else {}), "code": f"{rows[0]['code']}", "seeds": f"{len(rows)}",
-            "parameters": f"{rows[0]['parameters']:,}", "steps": f"{average('iter'):,.0f}",
+    line = {"": label, **({"tried": f"{tried}"} if tried else {}), "code": f"{rows[0]['code']}",
+            "seeds": f"{len(rows)}", "parameters": f"{rows[0]['parameters']:,}", "steps": f"{average('iter'):,.0f}",
             "tokens": f"{average('tokens') / 1e6:.2f}M", "FLOPs": f"{average('flops'):.1e}",
             "seconds": f"{average('seconds'):.0f}"}
     if task:
@@ -167,7 +169,7 @@ def draw_compute():
     axes[0].set_xticks([float(budget) for budget in BUDGETS], BUDGETS)
     axes[0].minorticks_off()
     axes[1].set(xscale="log", xlabel="seconds, one core, with evaluations")
-    axes[2].set(xlabel="FLOPs of a generated token, millions (down: more training)", xlim=(0.6, 1.8))
+    axes[2].set(xlabel="millions of FLOPs of a generated token", xlim=(0.6, 1.8))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     figure.savefig(HERE / "compute.png", dpi=150)
 
@@ -211,7 +213,7 @@ def main(argv):
     tables = [page(name, EXPERIMENTS[name]) for name in names if name in EXPERIMENTS]
     if "all" in argv:
         shown = {rows[0]["flags"] for e in EXPERIMENTS.values() for flags in e.runs.values() if (rows := known(flags))}
-        others = sorted({row["flags"] for row in ROWS} - shown)
+        others = sorted({row["flags"] for row in ROWS if not row.get("accuracy")} - shown)
         tables.append(page("others", Experiment("Tried on the way, by their flags", "", dict(zip(others, others)))))
         write_atomic(HERE / "results.md", lambda f: f.write("\n".join([ABOUT, *tables]).encode()))
         print("wrote assets/results.md")
