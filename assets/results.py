@@ -172,7 +172,7 @@ def run(flags, seed):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     row = min(rows, key=lambda row: row["val_loss_exact"])
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    held = re.search(r"latent held at 0 +([\d.]+)", done.stdout)
+    held = re.search(r"latent held at 0: ([\d.]+)", done.stdout)
     at = json.loads((folder / "by_position.json").read_text(encoding="utf-8"))[str(row["iter"])]
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     line = {"flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"], "exact": row["val_loss_exact"],
