@@ -49,7 +49,7 @@ def find_device(name=""):
 
 def load_checkpoint(path, device="cpu"):
     """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
-    Runs no code from it (weights_only), and finds any damage, as the file is a zip archive with checksums. Raises
+    Runs no code from it (weights_only), and finds any damage, as a zip archive has checksums. Raises
     FileNotFoundError if there is none, ValueError or another OSError if it cannot be used."""
     path = Path(path).expanduser()
     if path.suffix != ".pt":

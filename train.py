@@ -234,10 +234,12 @@ def orthogonalize(X):
         for _ in range(5):
             X = torch.baddbmm(X, polynomial(X @ X.mT), X, beta=a)
         return X
-    A, Q = X @ X.mT, torch.eye(X.size(1), device=X.device).expand(len(X), -1, -1)
-    for _ in range(5):                          # long rows: the same polynomials, on the short sides alone
-        P = a * torch.eye(X.size(1), device=X.device) + polynomial(A)
-        Q, A = P @ Q, P @ A @ P
+    A, I = X @ X.mT, a * torch.eye(X.size(1), device=X.device)
+    P = Q = I + polynomial(A)                   # long rows: the same polynomials, on the short sides alone
+    for _ in range(4):
+        A = P @ A @ P
+        P = I + polynomial(A)
+        Q = P @ Q
     return Q @ X
 
 
