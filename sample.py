@@ -37,7 +37,7 @@ def or_fail(function, *args):
 
 
 def find_device(name=""):
-    """The device of that name, or the best one here: cuda, mps, cpu. Raises ValueError if it cannot be used."""
+    """The device of that name, or the best one here: cuda, mps, cpu. ValueError if it cannot be used."""
     if not name:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -48,9 +48,9 @@ def find_device(name=""):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(model, codec, checkpoint) from a file that train.py wrote, or from the best file in a run's folder; the model
-    in eval mode. Runs no code from it (weights_only), and finds any damage, as the file is a zip archive with
-    checksums. Raises FileNotFoundError if there is none, ValueError or another OSError if it cannot be used."""
+    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
+    Runs no code from it (weights_only), and finds any damage, as a zip archive has checksums. Raises
+    FileNotFoundError if there is none, ValueError or another OSError if it cannot be used."""
     path = Path(path).expanduser()
     if path.suffix != ".pt":
         path = path / ("best.pt" if os.path.isfile(path / "best.pt") else "last.pt")
@@ -58,16 +58,15 @@ def load_checkpoint(path, device="cpu"):
         with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"checksum of {damaged}")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        weights = {n.replace("module.", "").replace("_orig_mod.", ""): w for n, w in checkpoint["model"].items()}
-        config, codec = GPTConfig(**checkpoint["config"]), Codec(checkpoint["meta"]["codec"])
+        last = torch.load(path, map_location=device, weights_only=True)
+        weights = {n.replace("module.", "").replace("_orig_mod.", ""): w for n, w in last["model"].items()}
+        config, codec = GPTConfig(**last["config"]), Codec(last["meta"]["codec"])
         sizes = *weights["embed.weight"].shape, len(weights["alpha"])
-        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:     # before a GPT of a wrong size is made
+        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:
             raise ValueError("the weights are not those of its config")
         model = GPT(config)
         model.load_state_dict(weights)
-        checkpoint["model"] = weights
-        return model.to(device).eval(), codec, checkpoint
+        return model.to(device).eval(), codec, {**last, "model": weights}
     except FileNotFoundError:
         how = command("python", "train.py", "--lrt=1", f"--out_dir={path.parent}")
         raise FileNotFoundError(f"no checkpoint {path}; this makes one: {how}") from None
@@ -88,20 +87,22 @@ def hold_latent_at_zero(model):
 
 @torch.inference_mode()
 def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, stepwise=False):
-    """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it, so that it can go on
+    """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it: it may go on
     for ever. Returns a line about time and prefill."""
     decode, cache, first = codec.decoder(), model.init_cache(1), None
     idx = torch.tensor([prompt], device=model.embed.weight.device)
     start = time.perf_counter()
-    for token in idx[:, :-1].unbind(1) if stepwise else ():
-        model.step(token, cache)
-    for token in model.generate(idx[:, -1:] if stepwise else idx, max_new_tokens, temperature, top_k, generator, cache):
+    if stepwise:
+        for token in idx[:, :-1].unbind(1):
+            model.step(token, cache)
+        idx = idx[:, -1:]
+    for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
         if first is None:                       # the prompt has been read
             first = time.perf_counter()
             print("".join(map(decode, prompt)), end="")
         print(decode(token.item()), end="", flush=True)
-    speed = (max_new_tokens - 1) / max(time.perf_counter() - first, 1e-9)
     print()
+    speed = (max_new_tokens - 1) / max(time.perf_counter() - first, 1e-9)
     how = f"{cache.sweeps} sweeps, " + (f"last change {cache.residual:.0e}" if cache.residual else "exact")
     return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms "
             f"({'stepwise' if stepwise else how}), then {speed:,.0f} tokens per second")
@@ -123,16 +124,15 @@ def main(argv):
     text = read_text(s.prompt[5:]) if s.prompt.startswith("FILE:") else s.prompt
     prompt = or_fail(codec.encode, text) if "prompt" in given or codec.kind == "numbers" else codec.start()
     if not prompt:
-        fail('--prompt is empty; give at least one character, or to a model of a task numbers: --prompt="1 0 1 1"')
+        fail('--prompt is empty; give some text, or to a model of a task numbers: --prompt="1 0 1 1"')
     if not s.latent:
         hold_latent_at_zero(model)
-    if codec.kind == "numbers":                 # a task: what is asked for after each input, not a text that goes on
+    if codec.kind == "numbers":                 # a task: it has answers, and no text that goes on
         return print(answers(model, codec, prompt))
-    generator = torch.Generator(device).manual_seed(s.seed)
+    generator, stepwise = torch.Generator(device).manual_seed(s.seed), s.prefill == "stepwise"
     for n in range(s.num_samples):
-        if n:
-            print("---------------")
-        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator, s.prefill == "stepwise")
+        print("---------------\n" if n else "", end="")
+        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator, stepwise)
     print(line, file=sys.stderr)
 
 

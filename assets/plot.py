@@ -1,4 +1,4 @@
-"""Draw losses of runs, exact (solid) and of the training graph (dotted):  python assets/plot.py out out-plain ...
+"""Losses of runs, exact (solid) and of the training graph (dotted):  python assets/plot.py out out-plain ...
 
 Reads log.jsonl in each folder. Needs matplotlib.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from prepare_data import fail, option, parse, read_text, script
 
-AXES = {"iter": "steps", "flops": "FLOPs of training", "seconds": "seconds, with evaluations", "tokens": "tokens"}
+AXES = {"iter": "steps", "flops": "FLOPs of training", "seconds": "seconds, with evaluations",
+        "tokens": "tokens"}
 
 
 @dataclass

@@ -74,7 +74,8 @@ def run(flags, seed):
     best = min(rows, key=lambda row: (-row.get("val_accuracy_exact", 0), row["val_loss_exact"]))
     if right := best.get("accuracy_by_length"):
         right = {"on the graph": best["val_accuracy"], **{f"at {n}": share for n, share in right.items()}}
-    at, held = json.loads(read("by_position.json"))[f"{best['iter']}"], re.search("held at 0 +([0-9.]+)", done.stdout)
+    at = json.loads(read("by_position.json"))[str(best["iter"])]
+    held = re.search(r"held at 0\D+(\d+\.\d+)", done.stdout)
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     row = {"code": CODE, "flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"],
            "exact": best["val_loss_exact"], "training_graph": best["val_loss"], "held_at_0": held and float(held[1]),
@@ -92,7 +93,7 @@ def run_all(experiment):
     """The first seed of all flags; then the other seeds, where several flags were tried only of the best."""
     Path("runs").mkdir(exist_ok=True)
     if (meta := load("shakespeare")[0])["sha256"] != SHAKESPEARE_SHA256:
-        fail(f"data/shakespeare is {meta['source']}; python prepare_data.py --dataset=shakespeare --input=FILE makes it")
+        fail(f"data/shakespeare is {meta['source']}; prepare_data.py --dataset=shakespeare --input=FILE mends that")
     first, *others = experiment.seeds
     every = [(f, first) for flags in experiment.runs.values() for f in ([flags] if isinstance(flags, str) else flags)]
     with ThreadPoolExecutor(2) as pool:
