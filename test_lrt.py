@@ -1422,7 +1422,7 @@ def test_orthogonalized_directions_have_singular_values_of_about_one(shape):
 BAD_INPUT = [       # (script, flags, what the message must name); the folders are made in the test below
     (train, ["--lrt=1", "--n_layers=3"], "n_layers"),
     (train, ["--n_embd=10"], "n_embd"),
-    (train, ["--n_head=3"], "n_head"),
+    (train, ["--n_head=3"], "head"),
     (train, ["--dropout=1"], "dropout"),
     (train, ["--lrt=2"], "--lrt"),
     (train, ["--block_size=0"], "block_size"),
