@@ -31,10 +31,10 @@ HELD = []                       # the open files of own(): one that is forgotten
 ELSEWHERE = {                   # what settings of these scripts are called in nanoGPT or every day
     "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps num_steps n_steps",
     "n_layer": "layers depth num_layers", "n_head": "heads", "n_embd": "dim width embd d_model hidden",
-    "batch_size": "batch bs", "block_size": "context ctx seq_len context_length sequence_length",
-    "weight_decay": "wd", "warmup_iters": "warmup warmup_steps", "out_dir": "out", "dataset": "data",
-    "lrt_subsets": "subsets", "lrt_sweeps": "sweeps", "prompt": "start", "input": "file text",
-    "temperature": "temp", "num_samples": "n samples", "max_new_tokens": "tokens max_tokens length"}
+    "batch_size": "batch bs", "block_size": "context ctx seq_len context_length", "warmup_iters": "warmup",
+    "weight_decay": "wd", "out_dir": "out", "dataset": "data", "lrt_subsets": "subsets", "input": "file text",
+    "lrt_sweeps": "sweeps", "prompt": "start", "temperature": "temp", "num_samples": "n samples",
+    "max_new_tokens": "tokens max_tokens length"}
 
 # ---- Shared by all scripts: how to fail, settings, files
 def fail(message):
@@ -96,8 +96,9 @@ def parse(settings_class, doc, argv, **presets):
     options = {f.name: f for f in fields(settings_class)}
     for name, f in options.items():
         text, default = f.metadata["help"].replace("%", "%%"), presets.get(name, f.default)
-        notes = f"; default: {default}" if default != "" and "(default" not in text else ""
-        parser.add_argument(f"--{name}", metavar="X", help=f"{text} ({f.metadata['rule']}{notes})")
+        notes = [] if f.metadata["rule"] == "text" else [f.metadata["rule"]]
+        notes += [f"default: {default}"] if default != "" and "(default" not in text else []
+        parser.add_argument(f"--{name}", metavar="X", help=text + (f" ({'; '.join(notes)})" if notes else ""))
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -172,23 +173,21 @@ class Codec:
     token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is another."""
     def __init__(self, entry):
         self.kind = entry["kind"]
-        if self.kind == "char":
-            self.token_bytes = [c.encode() for c in entry["chars"]]
-            self.index = {c: i for i, c in enumerate(entry["chars"])}
-            good = len(self.index) == len(self.token_bytes) == sum(map(len, self.index)) > 0
-        elif self.kind == "numbers":
-            good = 1 <= entry["inputs"] <= entry["count"] <= MAX_VOCAB
-            self.token_bytes = [f"{i} ".encode() for i in range(entry["count"] if good else 0)]
-            self.index = {str(i): i for i in range(entry["inputs"] if good else 0)}
-        else:
+        if self.kind == "bpe":
             self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
+            self.learned = {"words": True, "gpt2": False}[entry["pattern"]]
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
             good = len(ranks) == len(self.token_bytes) and all(bytes([b]) in ranks for b in range(256))
-            self.learned = {"words": True, "gpt2": False}[entry["pattern"]]
             self.engine = tiktoken.Encoding("bpe", pat_str="(?s).+" if self.learned else GPT2,
                                             mergeable_ranks=ranks, special_tokens={})
-        if not good or self.kind not in ("char", "numbers", "bpe"):
-            raise ValueError(f"there is no such codec of kind {self.kind!r}")
+        else:
+            numbers = {"numbers": True, "char": False}[self.kind]
+            names = [str(i) for i in range(min(entry["count"], MAX_VOCAB))] if numbers else entry["chars"]
+            self.token_bytes = [f"{name} ".encode() if numbers else name.encode() for name in names]
+            self.index = {name: i for i, name in enumerate(names[:entry["inputs"] if numbers else None])}
+            good = 0 < len(self.index) and len(set(names)) == len(names)
+        if not good:
+            raise ValueError("the tokens are none, or not all different, or a single byte is not among them")
         self.vocab_size = len(self.token_bytes)
 
     def encode(self, text):
@@ -263,7 +262,7 @@ def swaps(x):
         y[:, t] = np.dot([24, 6, 2, 1], smaller)
     return y
 
-TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}    # targets from inputs; how many of both
+TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}    # function, how many inputs, how many targets
 
 def task_rows(task, rows, length, rng):
     """Random inputs and their targets, (rows, length) each."""
@@ -284,7 +283,7 @@ def task_data(task, length, rows, seed):
     return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, {
         "task": task, "length": length, "source": f"generated: {task}, {rows:,} rows of {length}, {seed=}",
         "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
-        "codec": {"kind": "numbers", "count": max(n_inputs, n_targets), "inputs": n_inputs}}
+        "vocab_size": n_targets, "codec": {"kind": "numbers", "count": n_targets, "inputs": n_inputs}}
 
 # ---- data/NAME/
 def shakespeare(folder):
@@ -315,10 +314,9 @@ def text_data(text, source, tokenizer):
     codec = Codec(entry)
     splits = {"train": codec.encode(text[:cut]), "val": codec.encode(text[cut:])}
     if len(splits["val"]) < 2 or codec.vocab_size > MAX_VOCAB:
-        fail(f"{source}: the last tenth, for validation, has {len(splits['val'])} tokens and needs 2 tokens; "
-             f"the vocabulary has {codec.vocab_size:,} and can have {MAX_VOCAB:,}")
+        fail(f"{source}: needs 2 tokens in its last tenth, and at most {MAX_VOCAB:,} different characters")
     return splits, {"source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
-                    "characters": len(text), "tokenizer": tokenizer, "codec": entry}
+                    "tokenizer": tokenizer, "vocab_size": codec.vocab_size, "codec": entry}
 
 def prepare(dataset="shakespeare", tokenizer="char", input="", length=32, rows=20_000, seed=0, replace=True):
     """Write data/dataset/. With replace=False it stays as it is if it is there."""
@@ -343,7 +341,6 @@ def prepare(dataset="shakespeare", tokenizer="char", input="", length=32, rows=2
 def write_dataset(folder, splits, meta):
     """NAME.bin for each split, and meta.json with the number of tokens in each."""
     files, replaced = [], (folder / "meta.json").exists()
-    meta["vocab_size"] = Codec(meta["codec"]).vocab_size
     for split, tokens in splits.items():
         tokens = np.asarray(tokens, dtype="<u2")
         files += [folder / f"{split}.bin", tokens.tofile]
@@ -358,9 +355,8 @@ def load(dataset):
     folder = Path("data") / dataset
     if not (folder / "meta.json").exists():
         prepare(dataset, replace=False)
-    writable = os.access(folder / ".lock", os.W_OK)     # if not, no process of ours can be preparing
-    try:
-        with own(folder, "--dataset", wait=True) if writable else nullcontext():
+    try:                        # without a lock that is ours to write, no process of ours can be preparing
+        with own(folder, "--dataset", wait=True) if os.access(folder / ".lock", os.W_OK) else nullcontext():
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             codec, splits = Codec(meta["codec"]), {}
             for split in ("train", "val", "train_y", "val_y")[:4 if "task" in meta else 2]:
@@ -368,17 +364,14 @@ def load(dataset):
                 if path.stat().st_size == 2 * count > 2:
                     splits[split] = np.memmap(path, "<u2", "r")
                 if split not in splits or splits[split].max() >= codec.vocab_size:
-                    raise ValueError(f"{split}.bin: not {count:,} tokens below {codec.vocab_size:,}; it needs two")
-        known = isinstance(meta["source"] + meta["sha256"], str) and meta.get("task", "swaps") in TASKS
-        if "task" in meta:
-            splits = {split: tokens.reshape(-1, meta["length"]) for split, tokens in splits.items()}
-            known &= all(splits[split].shape == splits[f"{split}_y"].shape for split in ("train", "val"))
-        if not known:
-            raise ValueError("its parts are not as prepare_data.py writes them")
+                    raise ValueError(f"{split}.bin: not {count:,} tokens (it needs two) or not of this codec")
+        "".join([meta["source"], meta["sha256"]])           # a TypeError if they are no texts
+        if "task" in meta and TASKS[meta["task"]]:
+            for split in ("train", "val"):
+                splits[split] = splits[split].reshape(-1, meta["length"])
+                splits[f"{split}_y"] = splits[f"{split}_y"].reshape(splits[split].shape)
         return meta, codec, splits
-    except OSError:
-        raise
-    except Exception as e:      # a damaged file can raise anything at all
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
 
 @dataclass
@@ -398,9 +391,9 @@ def main(argv):
     if s.input and "dataset" not in given:              # named after the file
         s.dataset = re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
         s.dataset += "-text" if s.dataset in TASKS else ""
-    foreign = ("tokenizer", "input") if s.dataset in TASKS else ("length", "rows", "seed")
-    for name in set(given).intersection(foreign):
-        fail(f"--{name} has no meaning for --dataset={s.dataset}, {'a' if s.dataset in TASKS else 'no'} task")
+    task = s.dataset in TASKS
+    for name in set(given).intersection(("tokenizer", "input") if task else ("length", "rows", "seed")):
+        fail(f"--{name} has no meaning for --dataset={s.dataset}, {'' if task else 'not '}the name of a task")
     prepare(**asdict(s))
     print("train on it with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)
 
