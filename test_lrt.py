@@ -1026,7 +1026,7 @@ def test_text_is_named_after_its_file(here, capsys):
                        ("parity.txt", "parity-text")):
         path = Path("files", file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("one line " * 20, encoding="utf-8")
+        path.write_text("one line " * 20, encoding="utf-8-sig")     # with a mark at its start, as on Windows
         assert run(prepare_data, f"--input={path}") == 0
         err = capsys.readouterr().err
         assert f"python train.py --dataset={name}\n" in err and "vocabulary of 6" in err, err
