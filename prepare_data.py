@@ -388,10 +388,11 @@ def main(argv):
     s, given = parse(Settings, __doc__, argv)
     if "input" in given and not s.input:
         fail("--input is a file with no name")
-    if s.input and "dataset" not in given:              # named after the file, if that is not tiny Shakespeare
-        known = hashlib.sha256(read_text(s.input).encode()).hexdigest() == SHAKESPEARE_SHA256
-        s.dataset = "shakespeare" if known else re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
+    if s.input and "dataset" not in given:              # named after the file, but for tiny Shakespeare
+        s.dataset = re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
         s.dataset += "-text" if s.dataset in TASKS else ""
+        if hashlib.sha256(read_text(s.input).encode()).hexdigest() == SHAKESPEARE_SHA256:
+            s.dataset = "shakespeare"
     task = s.dataset in TASKS
     for name in set(given).intersection(("tokenizer", "input") if task else ("length", "rows", "seed")):
         fail(f"--{name} has no meaning for --dataset={s.dataset}, {'' if task else 'not '}the name of a task")
