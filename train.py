@@ -448,6 +448,7 @@ def train(run, stop):
     start = ["python"] if WORLD == 1 else ["torchrun", "--standalone", f"--nproc_per_node={WORLD}"]
     again = command(*start, "train.py", f"--resume={run.out}")
     say(f"\nstopped after step {run.iter:,}; go on with: {again}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)       # torchrun sends it to who ends a moment later
     sys.exit(128 + (stop.signal or signal.SIGINT))
 
 def report(run, stop):
