@@ -306,8 +306,8 @@ class Run:
         self.max_iters = int((self.flops <= s.max_flops).sum()) if s.max_flops else s.max_iters
         if self.max_iters < 1:
             fail(f"--max_flops={s.max_flops:g} is less than one step, {self.flops[0]:.3g}")
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported() and s.dtype != "float32"
-        self.dtype = "bfloat16" if half else s.dtype or "float32"
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.dtype = s.dtype or ("bfloat16" if half else "float32")
 
     def take(self, path, last, same):
         """Begin with another run's weights, of which missing ones start as usual; or, the same run, go on."""
@@ -436,11 +436,10 @@ def train(run, stop):
             due = n % s.log_interval == 0 or n == end or len(times) == 2 or now - said > 15
             if due and not stopping:
                 speed, said = (tokens[n] - tokens[n - len(times)]) / sum(times), now
-                evaluations = -(-end // s.eval_interval) - (n - 1) // s.eval_interval
+                evaluations = -(-end // s.eval_interval) - (n - 1) // s.eval_interval     # and a report
                 left = (tokens[end] - tokens[n]) / speed + (evaluations + s.lrt / 4) * evaluation
-                loss = np.mean(run.recent[-s.log_interval:])
-                say(f"step {n:6,}/{end:,} {n / end:4.0%}  {name} {loss:.4f}  "
-                    f"{speed:8,.0f} tokens/s  {left:4.0f} s left")
+                say(f"step {n:6,}/{end:,} {n / end:4.0%}  {name} {np.mean(run.recent[-s.log_interval:]):.4f} "
+                    f"{speed:9,.0f} tokens/s  {left:4.0f} s left")
             if RANK == 0 and now - run.saved > SAVE_SECONDS:
                 run.save()
     if RANK == 0:
