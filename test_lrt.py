@@ -99,11 +99,11 @@ def windowed_reference(model, idx):
 
 # ---- How a test fails: in words -------------------------------------------------------------------------------------
 
-TESTS = {}                                      # number of an exercise: its tests
+TESTS, SLOW = {}, []                            # number of an exercise (0: what is given): its tests; those that take long
 STUDENTS = {getattr(lrt, "__file__", "")}       # files that a student may have written
 
 
-def exercise(n):
+def exercise(n, slow=False):
     """For a test of exercise n. Whatever goes wrong in it is told in words, with the line of lrt.py where it went wrong."""
     def decorate(test):
         @functools.wraps(test)
@@ -114,6 +114,7 @@ def exercise(n):
                 message = told_of(e)
             pytest.fail(message, pytrace=False)
         TESTS.setdefault(n, []).append(told)
+        SLOW.extend([told] * slow)
         return told
     return decorate
 
@@ -813,7 +814,7 @@ def test_ex7_logits_after_each_sweep(name, S, K):
 
 @exercise(7)
 @every_config
-@pytest.mark.parametrize("B, T", [(2, 9), (1, 4), (3, 1)])
+@pytest.mark.parametrize("B, T", [(2, 6), (3, 1)])
 def test_ex7_dial_at_S_equals_T_is_the_definition(name, B, T):
     """Logits, loss and every gradient."""
     model = random_model(**CONFIGS[name])
@@ -841,7 +842,7 @@ def test_ex7_exact_unless_an_approximation_is_asked_for(name):
     close(model(idx, targets, sweeps=3)[1], exact[1], "loss without subsets, whatever sweeps is")
 
 
-@exercise(7)
+@exercise(7, slow=True)
 @every_config
 def test_ex7_exact_prefix_is_as_long_as_predicted_and_no_longer(name):
     model = random_model(**CONFIGS[name])
@@ -857,8 +858,8 @@ def test_ex7_exact_prefix_is_as_long_as_predicted_and_no_longer(name):
 
 
 @exercise(7)
-@pytest.mark.parametrize("S, K", [(1, 0), (1, 2), (2, 1), (3, 2), (5, 1), (13, 1), (20, 1)])
-@pytest.mark.parametrize("ignored", [(), (3,), (0, 2, 5, 8, 11), range(6)])
+@pytest.mark.parametrize("S, K", [(3, 2), (1, 2), (2, 1), (20, 1), (1, 0)])
+@pytest.mark.parametrize("ignored", [(3,), range(6), (0, 2, 4, 6, 8, 10)])
 def test_ex7_loss_is_one_mean_for_each_sweep(S, K, ignored):
     """The default loss and weighted ones, put together from the logits after each sweep."""
     model, T = random_model(), 12
@@ -897,8 +898,7 @@ def test_ex7_targets_of_minus_one_do_not_count(dial):
 
 
 @exercise(7)
-@pytest.mark.parametrize("S, K, weights", [(3, 2, (0, 0, 1)), (3, 2, None), (1, 2, (0, 0, 1)), (2, 1, (0, 1)), (2, 1, (1, 0)), (5, 1, (0, 1)),
-                                           (2, 2, (0, 1, 0)), (3, 3, (0, 0, 0, 1))])
+@pytest.mark.parametrize("S, K, weights", [(3, 2, (0, 0, 1)), (3, 2, None), (1, 2, (0, 0, 1)), (2, 1, (1, 1)), (2, 2, (0, 1, 0)), (5, 1, None)])
 @pytest.mark.parametrize("name", ["shared", "first layer"])
 def test_ex7_gradients_go_through_every_pass(name, S, K, weights):
     model = random_model(**CONFIGS[name])
@@ -907,7 +907,7 @@ def test_ex7_gradients_go_through_every_pass(name, S, K, weights):
            f"loss, S = {S}, K = {K}, loss_weights = {weights}")
 
 
-@exercise(7)
+@exercise(7, slow=True)
 @pytest.mark.parametrize("has_lrt", [False, True])
 def test_ex7_causality(has_lrt):
     """No position sees a later one: not in its logits, not through a gradient. And it sees all earlier ones."""
@@ -963,7 +963,7 @@ def test_ex7_plain_is_lrt_without_memory_and_without_gates():
     close(model(idx, targets, subsets=2, loss_weights=(0.5, 0.5))[1], loss, "loss")
 
 
-@exercise(7)
+@exercise(7, slow=True)
 def test_ex7_flops_depend_on_sweeps_alone():
     """(1 + K) passes whatever S is. (A sweep is a pass and the projections of the memory, 2C² of 12 L C².)"""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -1018,11 +1018,11 @@ def test_ex8_stops_when_a_sweep_has_changed_nothing(case, tol):
 @exercise(8)
 @pytest.mark.parametrize("name, S", [("shared", 1), ("layerwise", 4), ("first layer", 100), ("first layer", 4), ("plain", 4),
                                      ("middle layer, layerwise", 3), ("one layer, one head", 4)])
-@pytest.mark.parametrize("cuts", [[45], [1, 1, 43], [5, 8, 1, 20, 11], [13, 13, 13, 6]])
+@pytest.mark.parametrize("cuts", [[30], [1, 1, 28], [5, 8, 1, 13, 3], [13, 13, 4]])
 def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
     """For random weights, which need not contract: exact when it has used up its sweeps."""
     model = random_model(**PLAIN[name])
-    idx = tokens(model, 2, 47)
+    idx = tokens(model, 2, 32)
     expected, cache, end = stepped(name), model.init_cache(2), 0
     for cut in cuts:
         logits = model.prefill(idx[:, end:end + cut], cache, subsets=S, tol=0.0)
@@ -1031,14 +1031,14 @@ def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
         most = math.ceil(cut / min(S, cut)) if model.config.lrt else 0
         check(type(cache.sweeps) is int and cache.sweeps <= most, f"{cache.sweeps!r} sweeps over {cut} tokens, S = {S}: at most {most}")
         check(cache.pos == end, f"pos is {cache.pos} after {end} tokens")
-    for t in range(end, 47):                                # and the cache goes on as if all had been steps
+    for t in range(end, 32):                                # and the cache goes on as if all had been steps
         close(decoded(model, idx[:, t], cache), expected[:, t], f"logits of step {t}, after the prompt", ("row", "number"))
 
 
 @functools.cache
 def stepped(name):
     model = random_model(**PLAIN[name])
-    return windowed_reference(model, tokens(model, 2, 47))
+    return windowed_reference(model, tokens(model, 2, 32))
 
 
 @exercise(8)
@@ -1168,7 +1168,7 @@ def trained_model():
     return model
 
 
-@exercise(8)
+@exercise(8, slow=True)
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_ex8_prefill_anyhow_is_stepping(weights):
     """At random cuts, lengths, batch sizes, subsets and tolerances: next-token distributions, here and after more steps.
@@ -1192,7 +1192,7 @@ def test_ex8_prefill_anyhow_is_stepping(weights):
             close(decoded(model, idx[:, t], cache).log_softmax(-1), expected[:, t], "log-probabilities of a step after the prompt", atol=20 * tol + 1e-9)
 
 
-@exercise(8)
+@exercise(8, slow=True)
 def test_ex8_prompt_longer_than_a_piece():
     """600 tokens: a piece of 512, and one of 88; both wider than the window of 13."""
     model = random_model(scale=0.1, n_layer=1)
@@ -1203,6 +1203,10 @@ def test_ex8_prompt_longer_than_a_piece():
     check(sizes == [512, 87], f"pieces of {sizes} tokens; expected 512 and 87")
     close(decoded(model, idx[:, 599], cache), expected[:, 599], "logits of the next step", ("row", "number"), atol=1e-9)
     check(cache.kv[0].size(3) == 12 and cache.pos == 600, "the cache holds more than the window")
+    wide, sizes[:] = random_model(n_layer=1, n_head=1, n_embd=6, block_size=530, scale=0.05), []
+    extend, wide.extend = wide.extend, lambda idx, *rest: sizes.append(idx.size(1)) or extend(idx, *rest)
+    wide.prefill(idx, wide.init_cache(1), subsets=4, tol=1.0)
+    check(sizes == [530, 70], f"pieces of {sizes} tokens where block_size is 530; expected 530 and 70")
 
 
 @exercise(8)
@@ -1213,7 +1217,7 @@ def test_ex8_a_plain_gpt_needs_no_sweep():
     check(cache.sweeps == 0 and cache.residual == 0 and cache.pos == 30, f"{cache.sweeps} sweeps, residual {cache.residual}; expected 0 and 0")
 
 
-@exercise(8)
+@exercise(8, slow=True)
 def test_ex8_greedy_text_is_the_definition():
     """Longer than block_size: generation never stops."""
     model = random_model(scale=1.0)
@@ -1478,17 +1482,16 @@ def test_lrt_is_short_and_stands_alone():
 
 
 @only_lrt
-@pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(subsets=3, sweeps=2)])
-def test_compiler_finds_one_graph(dial):
+def test_compiler_finds_one_graph():
     """Loss and gradients of a training step, without a compiler behind it: fullgraph fails at the first break."""
-    model = random_model()
-    idx, targets = tokens(model, 2, 6), tokens(model, 2, 6, seed=2)
-    torch._dynamo.reset()
+    model = random_model(n_layer=2)
+    idx, targets = tokens(model, 2, 4), tokens(model, 2, 4, seed=2)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    loss, expected = compiled(idx, targets, **dial)[1], model(idx, targets, **dial)[1]
-    close(loss, expected, "loss")
-    for (name, _), a, b in zip(model.named_parameters(), *(torch.autograd.grad(x, list(model.parameters())) for x in (loss, expected))):
-        close(a, b, f"gradient of {name}")
+    for dial in (dict(subsets=2), dict()):
+        loss, expected = compiled(idx, targets, **dial)[1], model(idx, targets, **dial)[1]
+        close(loss, expected, "loss")
+        for (name, _), a, b in zip(model.named_parameters(), *(torch.autograd.grad(x, list(model.parameters())) for x in (loss, expected))):
+            close(a, b, f"gradient of {name}")
 
 
 # ---- Instructor: the exercises, in the order in which lrt.py is read ---------------------------------------------------
@@ -1609,7 +1612,7 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text, and so
     ("latent detached", "GPT.layers", "h if source is x else norm(source)", "(h if source is x else norm(source)).detach()"),
     ("latent of an earlier layer detached", "GPT.layers", "norm(source)", "norm(source.detach())"),
     ("h is the latent", "GPT.layers", "return h, h if source is x else norm(source)", "return norm(source), norm(source)"),
-    ("mask ignored", "GPT.layers", "rope, mask,", "rope, None,"),
+    ("mask ignored", "GPT.layers", "block(x, rope, mask,", "block(x, rope, None,"),
     ("keys and values detached as they are stored", "GPT.layers", "partial(store, i)", "lambda k, v: store(i, k.detach(), v.detach())"),
     ("layers stored under the next number", "GPT.layers", "partial(store, i)", "partial(store, (i + 1) % len(self.blocks))"),
     ("last layer left out", "GPT.layers", "enumerate(self.blocks)", "enumerate(list(self.blocks)[:max(1, len(self.blocks) - 1)])"),
@@ -1738,12 +1741,12 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text, and so
     ("latents alone", "GPT.prefill", "old = [cache.h, cache.latents, *cache.kv]", "old = [cache.latents]", "zip(old, [cache.h, cache.latents, *cache.kv])", "zip(old, [cache.latents])"),
     ("h and latents alone", "GPT.prefill", "zip(old, [cache.h, cache.latents, *cache.kv])", "zip(old, [cache.h, cache.latents])"),
     ("keys and values alone", "GPT.prefill", "old = [cache.h, cache.latents, *cache.kv]", "old = cache.kv[:]", "zip(old, [cache.h, cache.latents, *cache.kv])", "zip(old, cache.kv)"),
-    ("without the keys", "GPT.prefill", "(b - a).abs().max()", "(b - a)[int(a.dim() == 5):].abs().max()", "max(self.config.block_size, 512)", "max(self.config.block_size, 512)"),
+    ("without the keys", "GPT.prefill", "(b - a).abs().max()", "(b - a)[int(a.dim() == 5):].abs().max()"),
     ("without the values", "GPT.prefill", "(b - a).abs().max()", "(b - a)[:1 if a.dim() == 5 else None].abs().max()"),
     ("without the last layer", "GPT.prefill", "new = zip(old, [cache.h, cache.latents, *cache.kv])", "new = zip(old[1:-1], [cache.latents, *cache.kv])"),
     ("of the first layer alone", "GPT.prefill", "new = zip(old, [cache.h, cache.latents, *cache.kv])", "new = zip(old[:3], [cache.h, cache.latents, *cache.kv])"),
     ("change since pass 0", "GPT.prefill", "            old = [", "            old = old if n > 1 else ["),
-    ("change of the last subset alone", "GPT.prefill", "for s in range(S):\n", "for s in range(S):\n                    old = [cache.h, cache.latents, *cache.kv]\n"),
+    ("change of the last subset alone", "GPT.prefill", "self.refine(cache, s, S)", "old = [cache.h, cache.latents, *cache.kv]\n                    self.refine(cache, s, S)"),
     ("less than tol, not at most", "GPT.prefill", "change <= tol", "change < tol or n == enough"),
     ("ten times the tolerance", "GPT.prefill", "change <= tol", "change <= 10 * tol"),
     ("a tenth of the tolerance", "GPT.prefill", "change <= tol", "change <= tol / 10"),
@@ -1773,7 +1776,6 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text, and so
     ("a prompt on an empty cache ignores its latent", "GPT.prefill", "self.extend(piece, cache)",
      "cache.latent = cache.latent * 0 if self.config.lrt and not cache.pos else cache.latent\n        self.extend(piece, cache)"),
     ("two subsets, whatever is asked", "GPT.prefill", "min(subsets, piece.size(1))", "min(2, piece.size(1))"),
-    ("more subsets than tokens", "GPT.prefill", "min(subsets, piece.size(1))", "subsets"),
     ("subsets of 0", "GPT.prefill", "subsets > 0 and", "", "min(subsets, piece.size(1))", "max(1, min(subsets, piece.size(1)))"),
     ("a prompt of nothing", "GPT.prefill", "and idx.size(1) > 0", "and True"),
     ("a plain model swept", "GPT.prefill", "if self.config.lrt else 0", "", "self.refine(cache, s, S)", "self.refine(cache, s, S) if self.config.lrt else None",
@@ -1861,15 +1863,19 @@ RIGHT = [           # the same by another hand, which has to pass
 
 
 def cases(tests):
-    """(name, call) of each test, once for all that it is parametrized with. Those with a fixture are left out."""
+    """The name and a call of each test with each of its parameters; none of those with a fixture. Quick tests come first,
+    and of each test the first parameters, as that finds what is wrong soonest."""
+    found = []
     for test in tests:
         marks = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
         names = [[name.strip() for name in args[0].split(",")] for args in marks]
         if set(inspect.signature(test).parameters) - {name for part in names for name in part}:
             continue
-        for chosen in itertools.product(*(args[1] for args in marks)):
+        for n, chosen in enumerate(itertools.product(*(args[1] for args in marks))):
             values = [value if len(part) > 1 else (value,) for part, value in zip(names, chosen)]
-            yield test.__name__, functools.partial(test, **{n: v for part, value in zip(names, values) for n, v in zip(part, value)})
+            named = {name: v for part, value in zip(names, values) for name, v in zip(part, value)}
+            found.append((test in SLOW, n, test.__name__, functools.partial(test, **named)))
+    return [(name, call) for _, _, name, call in sorted(found, key=lambda case: case[:2])]
 
 
 def killed_by(function, new, first_only=True):
@@ -1897,7 +1903,6 @@ def killed_by(function, new, first_only=True):
 def test_mutant_is_rejected(mutant):
     killers, said = killed_by(mutant[1], changed(*mutant[1:]))
     assert killers, f"{mutant[1]} passes its tests: {mutant[0]}"
-    assert "what came back does not fit" not in said or "NoneType" in said or True
 
 
 @only_lrt
@@ -1905,6 +1910,312 @@ def test_mutant_is_rejected(mutant):
 def test_right_work_by_another_hand_passes(function, source):
     killers, said = killed_by(function, defined(source, function.split(".")[-1]))
     assert not killers, f"{killers}: {said}"
+
+
+# ---- Instructor: the handout ------------------------------------------------------------------------------------------
+
+STUDENTS_DOC = '''"""The tests of the exercises: python -m pytest -k ex3 runs those of exercise 3, python -m pytest all.
+
+The model is compared in float64, on random weights that are all away from their initial values, so that no path is
+silent: with numbers that another implementation of the equations gave (known.npz), and with itself, as the exact form,
+the dial and a prompt in parallel are three ways to one result. What fails says what is wrong, in which head, position
+or sweep. python -m pytest -k consistent is for equations of your own: it holds whatever is computed in GPT.layers.
+"""'''
+
+
+def definitions(source):
+    """{"shift_right": node, "GPT.refine": node, ...}: all that is defined or imported at the top, and in classes there."""
+    found = {}
+    for node in ast.parse(source).body:
+        for name in ([node.name] if hasattr(node, "name") else [(a.asname or a.name).split(".")[0] for a in getattr(node, "names", [])]
+                     + [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]):
+            found[name] = node
+        for inner in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(inner, ast.FunctionDef):
+                found[f"{node.name}.{inner.name}"] = inner
+    return found
+
+
+def blanked(source):
+    """lrt.py with the bodies of the exercises taken out, and the lines taken out. Signatures and docstrings stay."""
+    lines, found, removed = source.splitlines(), definitions(source), []
+    for n, (name, _, _, what) in sorted(enumerate(EXERCISES, 1), key=lambda e: -found[e[1][0]].lineno):
+        first, last = found[name].body[1].lineno - 1, found[name].end_lineno            # body[0]: docstring
+        if name in KEPT:
+            first = next(i for i in range(first, last) if KEPT[name] in lines[i]) + 1
+        while lines[first - 1].strip().startswith("#"):
+            first -= 1
+        removed += lines[first:last]
+        lines[first:last] = [" " * found[name].body[0].col_offset + f'raise NotImplementedError("exercise {n}: {what}")']
+    return "\n".join(lines) + "\n", removed
+
+
+def students_tests():
+    """This file without the sections of the instructor, and without imports that nothing needs then."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    text = STUDENTS_DOC + text[len(ast.get_source_segment(text, ast.parse(text).body[0])):]
+    sections = re.split(r"(?=^# ---- )", text[:text.index("\n# ---- Data")], flags=re.MULTILINE)
+    text = "".join(s for s in sections if not s.startswith("# ---- Instructor")).rstrip() + "\n"
+    for line in re.findall(r"^import .*\n", text, re.MULTILINE):
+        if len(re.findall(rf"\b{line.split()[-1].split('.')[0]}\b", text.replace(STUDENTS_DOC, ""))) == 1:
+            text = text.replace(line, "", 1)
+    return text
+
+
+def handout(folder):
+    """Writes what a class gets into a folder that is new or empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SystemExit(f"error: {folder} is not an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write = lambda name, text: (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    write("lrt.py", blanked((HERE / "lrt.py").read_text(encoding="utf-8"))[0])
+    write("test_lrt.py", students_tests())
+    table = [f"| {n} | `{name}` | {points} | {minutes} min | {what} |" for n, (name, points, minutes, what) in enumerate(EXERCISES, 1)]
+    write("README.md", (HERE / "assets" / "STUDENT.md").read_text(encoding="utf-8").replace("{exercises}", "\n".join(table)))
+    for name in ("train.py", "sample.py", "prepare_data.py", "requirements.txt", "LICENSE"):
+        write(name, (HERE / name).read_text(encoding="utf-8"))
+    with open(folder / "known.npz", "wb") as file:
+        np.savez_compressed(file, **{f"{which}/{name}": x.numpy() for which in KNOWN for name, x in known(*which).items()})
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("handout")
+    handout(folder)
+    return folder
+
+
+def pytest_in(folder, *args):
+    done = subprocess.run([sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *args], cwd=folder, text=True,
+                          capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"})
+    return done.stdout + done.stderr
+
+
+@only_lrt
+def test_handout_gives_no_solution_away(given):
+    text, removed = blanked((HERE / "lrt.py").read_text(encoding="utf-8"))
+    assert text.count("raise NotImplementedError") == len(EXERCISES) and sum(points for _, points, *_ in EXERCISES) == 80
+    trivial = {line.strip() for line in text.splitlines()}              # in the handout because it is given
+    secrets = {line.split("  #")[0].strip() for line in removed if len(line.strip()) > 16} - trivial
+    assert len(secrets) > 50
+    names = sorted(p.name for p in given.rglob("*"))
+    assert names == sorted("lrt.py test_lrt.py README.md train.py sample.py prepare_data.py requirements.txt LICENSE known.npz".split())
+    for path in given.rglob("*"):
+        lines = path.read_bytes().decode("utf-8", "replace")
+        assert not [secret for secret in secrets if secret in lines], path.name
+    tests = (given / "test_lrt.py").read_text(encoding="utf-8")
+    for word in ("MUTANTS", "naive_", "EXERCISES", "def grade", "Instructor"):
+        assert word not in tests, word
+    assert re.findall(r"\d+(?:[,.]\d+)* %", (given / "README.md").read_text(encoding="utf-8")) in ([], ["100 %"])
+    with pytest.raises(SystemExit, match="not an empty folder"):
+        handout(given)
+
+
+@only_lrt
+def test_handout_is_complete(given, tmp_path):
+    """Every name that the tests use is there; what is not written fails and says so; what is written passes."""
+    tree = ast.parse((given / "test_lrt.py").read_text(encoding="utf-8"))
+    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    stored |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ExceptHandler))}
+    stored |= {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - stored - set(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
+    assert used == {"SECOND", "__file__"} or used == {"SECOND", "__file__", "__name__"}, used
+    out = pytest_in(given, "-k", "ex1 or ex4 or plain_needs or parameter", "--tb=line")
+    assert " passed" in out and "not written yet: exercise 1" in out and "not written yet: exercise 4" in out, out
+    shutil.copytree(given, tmp_path / "done")
+    shutil.copy(HERE / "lrt.py", tmp_path / "done" / "lrt.py")
+    out = pytest_in(tmp_path / "done", "-k", "ex1 or ex2 or ex3 or ex4 or ex5_the or ex6_subset or ex7_logits or ex8_stops", "--tb=line")
+    assert " passed" in out and "failed" not in out and "error" not in out, out
+    assert not list(given.rglob("__pycache__"))
+
+
+# ---- Instructor: the grader -------------------------------------------------------------------------------------------
+
+ALLOWED = {"torch", "math", "functools", "itertools", "operator", "typing", "collections", "dataclasses", "contextlib", "copy", "numpy", "__future__"}
+FORBIDDEN = {"os", "sys", "subprocess", "importlib", "builtins", "inspect", "gc", "ctypes", "pytest", "test_lrt", "_exit", "exit", "quit", "open", "eval",
+             "exec", "compile", "__import__", "__builtins__", "__globals__", "__subclasses__", "__code__", "modules", "globals", "vars"}
+
+
+class Refused(Exception):
+    pass
+
+
+def students_part(path, name):
+    """[(qualified name, node)] of a student's file: the function, and what it uses of functions, methods, imports and
+    constants at the top of that file that lrt.py does not have. Nothing else of the file is looked at, and none of it is run."""
+    try:
+        data = Path(path).read_bytes()
+        if len(data) > 10 ** 6:
+            raise Refused(f"the file has {len(data):,} bytes: too many")
+        found = definitions(data.decode("utf-8-sig"))
+    except OSError as e:
+        raise Refused(f"cannot be read: {e.strerror}")
+    except UnicodeDecodeError:
+        raise Refused("is not text in UTF-8")
+    except SyntaxError as e:
+        raise Refused(f"syntax error in line {e.lineno}: {e.msg}")
+    except (ValueError, RecursionError, MemoryError) as e:
+        raise Refused(f"is not Python: {e}")
+    if not isinstance(found.get(name), ast.FunctionDef):
+        raise Refused(f"there is no function {name} in the file")
+    ours, wanted, taken = definitions((HERE / "lrt.py").read_text(encoding="utf-8")), [name], {}
+    while wanted:
+        part = wanted.pop()
+        taken[part] = found[part]
+        for node in ast.walk(found[part]):
+            used = [node.id] if isinstance(node, ast.Name) else [f"{c}.{node.attr}" for c in ("Cache", "Block", "GPT")] if isinstance(node, ast.Attribute) else []
+            wanted += [u for u in used if u in found and u not in ours and u not in taken]
+            bad = {getattr(node, "id", ""), getattr(node, "attr", "")} & FORBIDDEN
+            for module in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or "."] if isinstance(node, ast.ImportFrom) else []):
+                bad |= {module} if module.split(".")[0] not in ALLOWED else {module} & {"torch.os", "torch.sys"}
+            if bad:
+                raise Refused(f"uses {', '.join(sorted(bad))} (line {node.lineno}), which no exercise needs")
+    if any(isinstance(n, ast.Raise) and "NotImplementedError" in ast.unparse(n) for n in found[name].body):
+        raise Refused("not written yet")
+    return sorted(taken.items(), key=lambda item: item[1].lineno)
+
+
+def take_over(path, name):
+    """Puts a student's function into lrt, in the place of its own."""
+    path = str(path)
+    STUDENTS.add(path)
+    for part, node in students_part(path, name):
+        namespace = vars(lrt)
+        exec(compile(ast.Module([node], []), path, "exec"), namespace, made := {})
+        for key, value in made.items():
+            if "." in part:
+                setattr(*owner_of(part), value)
+            else:
+                namespace[key] = value
+
+
+if "LRT_GRADE" in os.environ:           # this is a process that grades one exercise of one file: see below
+    take_over(*json.loads(os.environ["LRT_GRADE"]))
+
+
+def grade_exercise(path, n, limit=30):
+    """(points, what to say about it) of exercise n of a student's file."""
+    name, points, *_ = EXERCISES[n - 1]
+    try:
+        students_part(path, name)
+    except Refused as e:
+        return 0, str(e)
+    expected = len(cases(TESTS[n]))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        env = {**os.environ, "LRT_GRADE": json.dumps([str(Path(path).resolve()), name]), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        child = subprocess.Popen([sys.executable, "-m", "pytest", __file__, "-q", "-s", "-k", f"test_ex{n}_", "-p", "no:cacheprovider", "--assert=plain",
+                                  f"--junitxml={report}", "-W", "ignore"], cwd=folder, env={**env, "PYTHONPATH": str(HERE)}, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            return 0, f"not done after {limit} s: an endless loop?"
+        finally:
+            if os.name == "posix":
+                try:
+                    os.killpg(child.pid, signal.SIGKILL)        # it, and what it has started
+                except OSError:
+                    pass
+            child.kill()
+            child.wait()
+        try:
+            ran = list(xml.etree.ElementTree.parse(report).iter("testcase"))
+        except (OSError, xml.etree.ElementTree.ParseError):
+            return 0, "the process ended before the tests did"
+    failed = [(case.get("name"), " ".join((case[0].text or case[0].get("message") or "").split())) for case in ran if len(case)]
+    passed = len(ran) - len(failed)
+    if failed:
+        return 0, f"{passed} of {expected} tests pass; {failed[0][0]}: {failed[0][1]}"[:500]
+    return (points, f"all {expected} tests pass") if passed == expected else (0, f"{passed} of {expected} tests were run")
+
+
+def grade(path, limit=30, exercises=range(1, len(EXERCISES) + 1)):
+    """One submission: [(number, function, points, of how many, what to say)]."""
+    return [(n, EXERCISES[n - 1][0], *(p := grade_exercise(path, n, limit))[:1], EXERCISES[n - 1][1], p[1]) for n in exercises]
+
+
+def grade_files(paths, form="", limit=30):
+    """Prints the report: for people, as Gradescope's results.json (a list of them for several files), or a line of CSV each."""
+    say = lambda text: re.sub(r"[^\x20-\x7e]", "?", text) if (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8") else re.sub(r"[\x00-\x1f\x7f]", " ", text)
+    total, results = sum(e[1] for e in EXERCISES), []
+    if form == "csv":
+        print("file," + ",".join(f"ex{n}" for n in range(1, len(EXERCISES) + 1)) + ",points,of", flush=True)
+    for path in paths:
+        rows = grade(path, limit)
+        points = sum(row[2] for row in rows)
+        if form == "json":
+            results.append({"score": points, "output": say(f"{path}: {points} of {total} points"), "tests": [
+                {"name": f"exercise {n}: {name}", "score": got, "max_score": of, "status": "passed" if got else "failed", "output": said}
+                for n, name, got, of, said in rows]})
+        elif form == "csv":
+            quoted = '"' + str(path).replace('"', '""') + '"'
+            print(say(",".join([quoted, *(str(row[2]) for row in rows), str(points), str(total)])), flush=True)
+        else:
+            print(say(f"{path}: {points} of {total} points"))
+            whole = {row[4] for row in rows}
+            for n, name, got, of, said in rows if len(whole) > 1 or points else [(0, "the file", 0, total, whole.pop())]:
+                print(say(f"    {f'exercise {n}' if n else '':11} {name:14} {got:2} of {of:2}   {said}"), flush=True)
+    if form == "json":
+        print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+
+
+GOOD = ast.get_source_segment((HERE / "lrt.py").read_text(encoding="utf-8"), definitions((HERE / "lrt.py").read_text(encoding="utf-8"))["shift_right"])
+BROKEN = {          # file: (its bytes, points for exercise 1, what is said about it)
+    "windows.py": (("\ufeffimport nothing_like_it\r\nraise SystemExit\r\n" + GOOD.replace("\n", "\r\n")).encode(), 5, "all"),
+    "helper.py": (b"from math import pi\nLAST = -1\n\ndef zeros(x):\n    return 0 * x[:, :1]\n\n\ndef shift_right(latent, first=None):\n"
+                  b"    print('x' * 1000000)\n    return helped(latent, first)\n\n\ndef helped(latent, first):\n"
+                  b"    return torch.cat([zeros(latent) if first is None else first[:, None], latent[:, :LAST]], 1)\n", 5, "all"),
+    "endless.py": (b"def shift_right(latent, first=None):\n    while True:\n        print(1)\n", 0, "endless"),
+    "exits.py": (b"def shift_right(latent, first=None):\n    torch.os._exit(0)\n", 0, "_exit"),
+    "raises.py": (b"def shift_right(latent, first=None):\n    raise KeyboardInterrupt\n", 0, "tests"),
+    "quits.py": (b"def shift_right(latent, first=None):\n    raise SystemExit(0)\n", 0, "tests"),
+    "wrong.py": (GOOD.replace(":-1", ":-1").replace("latent[:, :-1]", "latent[:, :-1].detach()").encode(), 0, "no gradient reaches latent"),
+    "decorated.py": (b"@nothing\ndef shift_right(latent, first=None):\n    return latent\n", 0, "nothing"),
+    "imports.py": (b"import os\ndef shift_right(latent, first=None):\n    return os.nothing\n", 0, "uses os"),
+    "absent.py": (b"def shift_right(latent, first=None):\n    import nothing_like_it\n", 0, "nothing_like_it"),
+    "syntax.py": (b"def shift_right(latent:\n", 0, "syntax error in line 1"),
+    "binary.py": (bytes(range(256)), 0, "UTF-8"),
+    "zeros.py": (b"x = 1\0", 0, "source code"),
+    "deep.py": (b"x = " + b"(" * 5000, 0, ""),
+    "large.py": (b"#" * 2_000_000, 0, "too many"),
+    "empty.py": (b"", 0, "no function shift_right"),
+    "class.py": (b"class shift_right:\n    pass\n", 0, "no function shift_right"),
+    "blank.py": (b"def shift_right(latent, first=None):\n    raise NotImplementedError('exercise 1')\n", 0, "not written yet"),
+}
+
+
+@only_lrt
+@pytest.mark.parametrize("name", BROKEN)
+def test_grader_takes_any_file(name, tmp_path):
+    content, points, said = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    got = grade_exercise(tmp_path / name, 1, 4 if name == "endless.py" else 60)
+    assert got[0] == points and said in got[1] and "\n" not in got[1] and len(got[1]) <= 500, got
+
+
+@only_lrt
+def test_grader_counts_tests(tmp_path, monkeypatch):
+    """Where the process ends early with status 0, no points; nor where a name is guessed that is not forbidden."""
+    monkeypatch.setattr(sys.modules[__name__], "EXERCISES", [("shift_right", 5, 10, "")] + EXERCISES[1:])
+    (tmp_path / "a.py").write_text("def shift_right(latent, first=None):\n    getattr(getattr(torch, 'o' + 's'), '_ex' + 'it')(0)\n", encoding="utf-8")
+    assert grade_exercise(tmp_path / "a.py", 1) == (0, "the process ended before the tests did")
+
+
+@only_lrt
+def test_report_of_several_files(tmp_path, capsys, monkeypatch):
+    files = [str(tmp_path / name) for name in ("missing.py", "comma, and é.py")]
+    Path(files[1]).write_bytes(b"(")
+    monkeypatch.setattr(sys.modules[__name__], "grade_exercise", lambda path, n, limit: (EXERCISES[n - 1][1], "fine") if "missing" not in path else (0, "cannot be read"))
+    grade_files(files)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 2 + 1 + len(EXERCISES) and "0 of 80" in out and "80 of 80" in out
+    grade_files(files, "csv")
+    assert [line.split(",")[-2:] for line in capsys.readouterr().out.splitlines()] == [["points", "of"], ["0", "80"], ["80", "80"]]
+    grade_files(files[:1], "json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["score"] == 0 and [t["max_score"] for t in result["tests"]] == [e[1] for e in EXERCISES]
 
 
 # ---- Data --------------------------------------------------------------------------------------------------------
@@ -2485,3 +2796,21 @@ def test_two_processes_are_one_with_twice_the_batch(here, flags):
             assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), key
 
 
+if __name__ == "__main__":
+    flags = {arg.partition("=")[0]: arg.partition("=")[2] for arg in sys.argv[1:] if arg.startswith("--")}
+    names = [arg for arg in sys.argv[1:] if not arg.startswith("--")]
+    sys.dont_write_bytecode = True
+    if set(flags) == {"--handout"} and len(names + [flags["--handout"]] * bool(flags["--handout"])) == 1:
+        handout(*names or [flags["--handout"]])
+    elif set(flags) == {"--mutants"} and not names:
+        for mutant in MUTANTS:
+            killers, said = killed_by(mutant[1], changed(*mutant[1:]), first_only=False)
+            print(f"{'rejected' if killers else 'SURVIVED'}  {mutant[1]}: {mutant[0]}")
+            for name in killers:
+                print(f"              {name}")
+            print(f"          {said}", flush=True)
+    elif "--grade" in flags and set(flags) <= {"--grade", "--json", "--csv", "--limit"} and names + [flags["--grade"]] * bool(flags["--grade"]):
+        grade_files([flags["--grade"]] * bool(flags["--grade"]) + names, "json" if "--json" in flags else "csv" if "--csv" in flags else "",
+                    float(flags.get("--limit", 30)))
+    else:
+        sys.exit(__doc__)
