@@ -1,100 +1,143 @@
-"""Turn text into data/NAME/: train.bin and val.bin (uint16 token numbers) and meta.json (codec and provenance).
+"""Turn text into data/NAME/: train.bin and val.bin (uint16 token numbers) and meta.json (codec, provenance).
 
-    python prepare_data.py                                  tiny Shakespeare, one token per character
-    python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from its training split
+    python prepare_data.py                                  tiny Shakespeare, a token per character
+    python prepare_data.py --tokenizer=bpe:1024             the same, 1,024 merges learned from it
     python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
-    python prepare_data.py --dataset=parity --length=32     a task instead of text: rows of inputs and targets; or swaps
+    python prepare_data.py --dataset=parity --length=32     a task, not text: inputs and targets; or swaps
 
-The first 90% of the characters are for training, the rest for validation, as in nanoGPT. Tasks also write train_y.bin
-and val_y.bin, as their targets are not the next token.
+The first 90% of the characters are for training, the rest for validation, as in nanoGPT.
 """
-import argparse
-import base64
-import codecs
-import difflib
-import functools
-import hashlib
-import itertools
-import json
-import os
-import re
-import sys
-import time
+import argparse, base64, codecs, difflib, hashlib, itertools, json, os, re, shlex, subprocess, sys, time
 import urllib.request
 from collections import Counter, defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import tiktoken
+try:
+    import fcntl
+    lock_now = lambda f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except ImportError:     # on Windows
+    import msvcrt
+    lock_now = lambda f: msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-SHAKESPEARE_BYTES = 1_115_394
-DOWNLOAD_SECONDS = 60           # for the whole file; nothing arriving for 10 seconds ends it too
 MAX_VOCAB = 2 ** 16             # what uint16 can number
 MAX_SEED = 2 ** 32 - 1
+HELD = []                       # the open files of own(): one that is forgotten is closed, and its lock gone
+ELSEWHERE = {                   # what settings of these scripts are called in nanoGPT or every day
+    "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps num_steps n_steps",
+    "n_layer": "layers depth num_layers", "n_head": "heads", "n_embd": "dim width embd d_model hidden",
+    "batch_size": "batch bs", "block_size": "context ctx seq_len context_length", "warmup_iters": "warmup",
+    "weight_decay": "wd", "out_dir": "out", "dataset": "data", "lrt_subsets": "subsets", "input": "file text",
+    "lrt_sweeps": "sweeps", "prompt": "start", "temperature": "temp", "num_samples": "n samples",
+    "max_new_tokens": "tokens max_tokens length"}
 
-# How text is cut before byte pairs are merged. "learned": words, numbers and signs, each with the space before it, then
-# white space; it means the same to Python's re and to tiktoken, and leaves out no character. meta.json names one of
-# these two, so that no file brings a pattern of its own, which could take for ever.
-PATTERNS = {"learned": r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+",
-            "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"}
-
-
-# ---- Shared by all scripts: one way to fail, one way to write a file, one way to read text ----------------------
-
+# ---- Shared by all scripts: how to fail, settings, files
 def fail(message):
     """One line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)
     sys.exit(2)
-
 
 def script(main):
     """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
-    @functools.wraps(main)
     def guarded(argv=None):
+        for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character shows a "?"
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         try:
-            for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character gets a question mark
-                if hasattr(stream, "reconfigure"):
-                    stream.reconfigure(errors="replace")
             return main(argv)
-        except (MemoryError, RuntimeError) as e:        # torch's kind of the former is one of the latter
-            if isinstance(e, RuntimeError) and not re.search("out of memory|not enough memory|allocate memory", str(e)):
-                raise
-            fail(f"not enough memory; smaller sizes need less ({str(e).splitlines()[0] if str(e) else 'MemoryError':.150})")
-        except KeyboardInterrupt:                       # Ctrl-C
+        except KeyboardInterrupt:                   # Ctrl-C
             sys.exit(130)
-        except BrokenPipeError:                         # a reader like head that has seen enough
+        except BrokenPipeError:                     # a reader like head that has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except OSError as e:                        # a folder one may not enter, a name too long, ...
+            fail(f"{e.filename}: {e.strerror}" if e.filename else e)
+        except (MemoryError, RuntimeError, ValueError) as e:
+            if re.search("embedded null|home directory", str(e)):
+                fail(f"not a path of a file or folder: {e}")
+            if isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory", str(e)):
+                fail(f"not enough memory; smaller sizes need less ({e!s:.150})")
+            raise
     return guarded
 
+def option(default, help, allowed=None):
+    """A field of a dataclass of settings. allowed: (least, most), a list of values, or None for any."""
+    rule = {int: "a whole number", float: "a number", str: "text"}[type(default)]
+    if isinstance(allowed, tuple):
+        rule += " from {:,} to {:,}".format(*allowed)
+    elif allowed:
+        rule = " or ".join(str(value) for value in allowed if value != "")
+    return field(default=default, metadata={"help": help, "allowed": allowed, "rule": rule})
 
-def check(args, **ranges):
-    """Ends with an error if a setting is outside its range (least, most) or not one of its allowed values, a list."""
-    for name, allowed in ranges.items():
-        value = getattr(args, name)
-        if isinstance(allowed, list) and value not in allowed:
-            fail(f"--{name}={value}: must be one of {', '.join(str(a) for a in allowed if a != '')}")
-        if isinstance(allowed, tuple) and not allowed[0] <= value <= allowed[1]:
-            fail(f"--{name}={value}: must be {allowed[0]:,} to {allowed[1]:,}")
+def value_of(f, text):
+    """What was typed for an option, as its type. Ends with an error if it is not allowed."""
+    allowed = f.metadata["allowed"] or (-sys.float_info.max, sys.float_info.max)
+    if isinstance(allowed, list) and 1 in allowed:
+        text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
+    try:
+        value = f.type(text)
+    except ValueError:
+        value = float("nan")                        # which is never allowed
+    if not (value in allowed if isinstance(allowed, list) else
+            f.type is str or allowed[0] <= value <= allowed[1]):
+        fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
+    return value
 
+def parse(settings_class, doc, argv, **presets):
+    """(instance of a dataclass of options, names of those on the command line). presets: other defaults."""
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(f"{message}; settings are written --name=value, and -h lists them")
+    options = {f.name: f for f in fields(settings_class)}
+    for name, f in options.items():
+        text, default = f.metadata["help"].replace("%", "%%"), presets.get(name, f.default)
+        notes = [] if f.metadata["rule"] == "text" else [f.metadata["rule"]]
+        notes += [f"default: {default}"] if default != "" and "(default" not in text else []
+        parser.add_argument(f"--{name}", metavar="X", help=text + (f" ({'; '.join(notes)})" if notes else ""))
+    typed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        name = flag.lstrip("-").replace("-", "_").lower()
+        near = [here for here, words in ELSEWHERE.items() if here in options and name in words.split()]
+        near += difflib.get_close_matches(name, options, n=1, cutoff=0.85)
+        parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
+    given = {name: value_of(options[name], text) for name, text in vars(typed).items()}
+    return settings_class(**{**presets, **given}), tuple(given)
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with every mistake reported by fail(), and the nearest flag's name for one that does not exist."""
+def command(*words):
+    """A line that a shell takes for a command of these words."""
+    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([str(word) for word in words])
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def own(folder, what, wait=False):
+    """Make a folder and keep other processes out of it until the returned file is closed or the process ends,
+    however it ends. Who is second waits, or fails with the advice to use another `what`."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(folder) / ".lock", "ab")
+    except OSError as e:
+        fail(f"{what}: {folder} cannot be used: {e.strerror}")
+    HELD.append(lock)
+    for tries in itertools.count():
+        try:
+            lock_now(lock)
+            return lock
+        except (BlockingIOError, PermissionError):      # it is taken; the latter is Windows'
+            if not wait:
+                fail(f"{folder} is in use by another run; wait for it or use another {what}")
+        except OSError:                                 # a file system without locks
+            return lock
+        if tries == 10:
+            print(f"waiting for another run that uses {folder}", file=sys.stderr)
+        time.sleep(0.1)
 
-    def error(self, message):
-        near = difflib.get_close_matches(message.split(": ")[-1].split("=")[0], self._option_string_actions, n=1)
-        fail(f"{message} (did you mean {near[0]}?)" if "unrecognized" in message and near else f"{message}; -h lists all flags")
-
-
-def write_atomic(path, write, *more):
-    """Create or replace a file in one step: write(f) fills a temporary neighbour, which then takes its name. More pairs of
-    path and write: none takes its name before all are written."""
-    files = [(Path(p), Path(f"{p}.tmp"), w) for p, w in zip((path, *more[::2]), (write, *more[1::2]))]
+def write_atomic(*files):
+    """path, write, path, write, ...: each write(f) fills a temporary file; then all take their names."""
+    files = [(Path(path), Path(f"{path}.tmp"), write) for path, write in zip(files[::2], files[1::2])]
     try:
         for path, temporary, write in files:
             with open(temporary, "wb") as f:
@@ -105,147 +148,121 @@ def write_atomic(path, write, *more):
             os.replace(temporary, path)
     except (OSError, RuntimeError) as e:        # torch.save makes the latter of the former
         for _, temporary, _ in files:
-            if temporary.is_file():
-                temporary.unlink()
-        fail(f"cannot write {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}")
-
+            temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path}: {getattr(e, 'strerror', None) or e}")
 
 def read_text(path):
     """The text of a UTF-8 file, line ends as they are."""
     try:
         return Path(path).expanduser().read_bytes().decode("utf-8-sig")
-    except OSError as e:
-        fail(f"cannot read {path or 'a file with no name'}: {e.strerror}")
-    except UnicodeDecodeError as e:
-        fail(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x} at {e.start:,}); convert it, for example with "
-             f"iconv -t UTF-8")
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f"cannot read {path or 'a file with no name'} as UTF-8 text: {getattr(e, 'strerror', e)}")
 
-
-# ---- Tokens ------------------------------------------------------------------------------------------------------
+# ---- Tokens
+# Byte pairs are merged inside of pieces of a text. WORDS cuts it, to learn and to encode: letters, digits or
+# signs, with the space before them, and white space. A letter is what is nothing else, like the marks that
+# many scripts put on letters. No piece has more than 32, or a text without spaces would take for ever.
+SIGNS = r"!-/:-@\[-`{-~\xa1-\xbf\u2010-\u205e\u3001-\u3003\u3008-\u301f\uff01-\uff0f\uff1a-\uff20"
+WORDS = rf" ?[^\s\d{SIGNS}]{{1,32}}| ?\d{{1,32}}| ?[{SIGNS}]{{1,32}}|\s{{1,32}}(?!\S)|\s{{1,32}}"
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 class Codec:
-    """Text to token numbers and back, from the "codec" entry of meta.json: plain values, so a checkpoint holds it.
-
-    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of each token's bytes]}, or, for
-    the numbers of a task with spaces between them, {"kind": "numbers", "count": ..., "inputs": how many of them are inputs}.
-    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is not like that."""
-
+    """Text to token numbers and back, as the "codec" entry of meta.json and checkpoints says, plain values:
+    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of bytes]} or, for
+    numbers with spaces between, {"kind": "numbers", "count": ..., "inputs": how many can be asked}.
+    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is another."""
     def __init__(self, entry):
         self.kind = entry["kind"]
-        if self.kind == "char":
-            self.index = {c: i for i, c in enumerate(entry["chars"])}
-            if not self.index or any(len(c) != 1 for c in entry["chars"]) or len(self.index) != len(entry["chars"]):
-                raise ValueError("the characters are not single ones, all different")
-            self.token_bytes = [c.encode() for c in entry["chars"]]
-        elif self.kind == "bpe":
+        if self.kind == "bpe":
             self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
+            self.learned = {"words": True, "gpt2": False}[entry["pattern"]]
             ranks = {t: i for i, t in enumerate(self.token_bytes)}
-            if len(ranks) != len(self.token_bytes) or not all(bytes([b]) in ranks for b in range(256)):
-                raise ValueError("the tokens are not all different, or a single byte is not among them")
-            self.encoding = tiktoken.Encoding("bpe", pat_str=PATTERNS[entry["pattern"]], mergeable_ranks=ranks, special_tokens={})
-        elif self.kind == "numbers":
-            self.inputs = entry["inputs"]
-            if not 1 <= self.inputs <= entry["count"] <= MAX_VOCAB:
-                raise ValueError(f"{entry['count']} numbers, {self.inputs} of them inputs")
-            self.token_bytes = [f"{i} ".encode() for i in range(entry["count"])]
+            good = len(ranks) == len(self.token_bytes) and all(bytes([b]) in ranks for b in range(256))
+            self.engine = tiktoken.Encoding("bpe", pat_str="(?s).+" if self.learned else GPT2,
+                                            mergeable_ranks=ranks, special_tokens={})
         else:
-            raise ValueError(f"unknown codec {self.kind!r}")
+            numbers = {"numbers": True, "char": False}[self.kind]
+            names = [str(i) for i in range(min(entry["count"], MAX_VOCAB))] if numbers else entry["chars"]
+            self.token_bytes = [f"{name} ".encode() if numbers else name.encode() for name in names]
+            self.index = {name: i for i, name in enumerate(names[:entry["inputs"] if numbers else None])}
+            good = 0 < len(self.index) and len(set(names)) == len(names)
+        if not good:
+            raise ValueError("the tokens are none, or not all different, or a single byte is not among them")
         self.vocab_size = len(self.token_bytes)
 
     def encode(self, text):
-        """Token numbers of a text. Raises ValueError that names the characters it has no token for."""
+        """Token numbers of a text. Raises ValueError that names what it has no token for."""
         if self.kind == "bpe":
-            return self.encoding.encode_ordinary(text)
-        if self.kind == "numbers":
-            if wrong := [n for n in text.split() if not (n.isdecimal() and int(n) < self.inputs)]:
-                raise ValueError(f"{wrong[0]!r} is not a number from 0 to {self.inputs - 1}")
-            return [int(n) for n in text.split()]
-        unknown = sorted(set(text) - set(self.index))
-        if unknown:
-            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; "
-                             f"known: {''.join(self.index)!r:.200}")
-        return [self.index[c] for c in text]
+            pieces = re.findall(WORDS, text) if self.learned else [text]
+            tokens = {piece: self.engine.encode_ordinary(piece) for piece in set(pieces)}
+            return [token for piece in pieces for token in tokens[piece]]
+        items = text if self.kind == "char" else text.split()
+        if unknown := sorted(set(items) - set(self.index)):
+            known = f"{''.join(self.index)!r:.200}" if self.kind == "char" else \
+                f"numbers from 0 to {len(self.index) - 1}, with spaces between"
+            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
+        return [self.index[item] for item in items]
+
+    def start(self):
+        """Tokens to begin with where there is no prompt: a line break or, if that has no token, the first."""
+        return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def decoder(self):
-        """A function from token number to text, for streaming: it holds back the bytes of unfinished characters."""
+        """A function from token number to text, for streaming: unfinished characters are held back."""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: utf8.decode(self.token_bytes[token])
 
     def decode(self, tokens):
         return b"".join(self.token_bytes[t] for t in tokens).decode("utf-8", errors="replace")
 
-
-def char_codec(text):
-    return {"kind": "char", "chars": sorted(set(text))}
-
-
 def gpt2_codec():
     """GPT-2's 50,256 tokens, through tiktoken, which downloads them once (or looks in TIKTOKEN_CACHE_DIR)."""
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except Exception as e:      # whatever its download raises
-        fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use --tokenizer=bpe:1024 or char")
+        fail(f"cannot load GPT-2's tokens ({type(e).__name__}); with no network, use bpe:1024 or char")
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     return {"kind": "bpe", "pattern": "gpt2", "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
-
 def bpe_codec(text, merges):
-    """Byte-pair encoding (arXiv:1508.07909) learned from a text: the 256 bytes and up to `merges` more tokens.
-
-    Each merge joins the most frequent pair of neighbours, and only words that hold the pair are looked at again."""
-    words = Counter(re.findall(PATTERNS["learned"], text))
-    counts = list(words.values())
-    words = [[bytes([b]) for b in word.encode()] for word in words]
+    """Byte pairs (arXiv:1508.07909) learned from a text: each joins the most frequent pair of neighbours."""
+    words = [["".join(map(chr, word.encode())), n] for word, n in Counter(re.findall(WORDS, text)).items()]
+    tokens = [bytes([b]) for b in range(256)]       # in words, the character chr(i) stands for the token i
     pairs, where = Counter(), defaultdict(set)      # how often each pair occurs, and in which words
-    for w, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pairs[pair] += counts[w]
+    def count(w, sign):
+        for pair in zip(words[w][0], words[w][0][1:]):
+            pairs[pair] += sign * words[w][1]
             where[pair].add(w)
-    tokens = [bytes([b]) for b in range(256)]
-    while len(tokens) < 256 + merges and pairs:
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        tokens.append(best[0] + best[1])
-        for w in where.pop(best):
-            old, new, i = words[w], [], 0
-            while i < len(old):
-                n = 2 if tuple(old[i:i + 2]) == best else 1
-                new.append(b"".join(old[i:i + n]))
-                i += n
-            for pair in zip(old, old[1:]):
-                pairs[pair] -= counts[w]
-            for pair in zip(new, new[1:]):
-                pairs[pair] += counts[w]
-                where[pair].add(w)
-            words[w] = new
-        pairs = +pairs                              # drops those that are gone
-    return {"kind": "bpe", "pattern": "learned", "tokens": [base64.b64encode(t).decode() for t in tokens]}
+    for w in range(len(words)):
+        count(w, 1)
+    while len(tokens) < 256 + merges and (most := max(pairs.values(), default=0)):
+        likeliest = [pair for pair, n in pairs.items() if n == most]
+        a, b = max(likeliest, key=lambda pair: [tokens[ord(c)] for c in pair])
+        for w in where.pop((a, b)):
+            count(w, -1)
+            words[w][0] = words[w][0].replace(a + b, chr(len(tokens)))
+            count(w, 1)
+        tokens.append(tokens[ord(a)] + tokens[ord(b)])
+    return {"kind": "bpe", "pattern": "words", "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
-
-# ---- Tasks of state tracking: what is asked at a position depends on all inputs so far, in their order ----------------
-
+# ---- Tasks: what is asked at a position depends on all inputs so far, in their order
 def parity(x):
-    """Bits; the target is 1 where the number of ones so far is odd. x (rows, length) -> targets (rows, length)."""
+    """Bits; the target is 1 where the number of ones so far is odd. (rows, length) -> the same."""
     return x.cumsum(1) % 2
 
-
 def swaps(x):
-    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on two places, each for one of the 10
-    pairs of places; the target is the number of the arrangement, 0 to 119 in dictionary order. (rows, length) -> same."""
-    arrangements = list(itertools.permutations(range(5)))
-    pairs = [(0, 0), *itertools.combinations(range(5), 2)]
-    follower = np.empty((len(arrangements), len(pairs)), dtype=int)
-    for (a, arrangement), (p, (i, j)) in itertools.product(enumerate(arrangements), enumerate(pairs)):
-        after = list(arrangement)
-        after[i], after[j] = after[j], after[i]
-        follower[a, p] = arrangements.index(tuple(after))
-    y, state = np.empty_like(x), np.zeros(len(x), dtype=int)
+    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on one of the 10 pairs of
+    places; the target is the number of the arrangement, 0 to 119 in dictionary order. Shapes as above."""
+    pairs = np.array([(0, 0), *itertools.combinations(range(5), 2)])
+    y, rows, objects = np.empty_like(x), np.arange(len(x)), np.tile(np.arange(5), (len(x), 1))
     for t in range(x.shape[1]):
-        y[:, t] = state = follower[state, x[:, t]]
+        i, j = pairs[x[:, t]].T
+        objects[rows, i], objects[rows, j] = objects[rows, j], objects[rows, i]
+        smaller = [(objects[:, k + 1:] < objects[:, [k]]).sum(1) for k in range(4)]     # that come later
+        y[:, t] = np.dot([24, 6, 2, 1], smaller)
     return y
 
-
-TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}      # targets from inputs, different inputs, different targets
-
+TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}    # function, how many inputs, how many targets
 
 def task_rows(task, rows, length, rng):
     """Random inputs and their targets, (rows, length) each."""
@@ -253,154 +270,134 @@ def task_rows(task, rows, length, rng):
     x = rng.integers(n_inputs, size=(rows, length))
     return x, target(x)
 
+def task_data(task, length, rows, seed):
+    """(splits, meta): `rows` different rows of `length` inputs and targets, the last tenth for validation."""
+    target, n_inputs, n_targets = TASKS[task]
+    if length < 64 and 2 * rows > n_inputs ** length:
+        fail(f"--rows={rows}: must be at most half of the {n_inputs ** length:,} rows of --length={length}")
+    rng, x = np.random.default_rng(seed), np.empty((0, length), dtype=int)
+    while len(x) < rows:
+        x = np.unique(np.concatenate([x, rng.integers(n_inputs, size=(rows, length))]), axis=0)
+    x, cut = rng.permutation(x)[:rows], rows - rows // 10
+    y = target(x)
+    return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, {
+        "task": task, "length": length, "source": f"generated: {task}, {rows:,} rows of {length}, {seed=}",
+        "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
+        "vocab_size": n_targets, "codec": {"kind": "numbers", "count": n_targets, "inputs": n_inputs}}
 
-# ---- Sources -----------------------------------------------------------------------------------------------------
-
-def download(url, size, sha256):
-    """The bytes at an address. Raises OSError if they do not come in time or are not the expected ones."""
-    deadline, data = time.monotonic() + DOWNLOAD_SECONDS, b""
-    with urllib.request.urlopen(url, timeout=10) as response:
-        while chunk := response.read(1 << 16):
-            data += chunk
-            if len(data) > size or time.monotonic() > deadline:
-                break
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise OSError(f"what came from {url} is not the expected file (sha256 differs)")
-    return data
-
-
+# ---- data/NAME/
 def shakespeare(folder):
     """(text, source): tiny Shakespeare from this folder or its public address; else the embedded corpus."""
     path = folder / "input.txt"
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
-        return read_text(path), SHAKESPEARE_URL
-    try:
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != SHAKESPEARE_SHA256:
         print(f"downloading {SHAKESPEARE_URL}", file=sys.stderr)
-        data = download(SHAKESPEARE_URL, SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
-    except OSError as e:
-        from pydoc_data.topics import topics
-        print(f"WARNING: no tiny Shakespeare ({e}).\n"
-              "WARNING: using the EMBEDDED CORPUS instead, Python's own language reference: losses will be other ones\n"
-              "WARNING: than the README's. With the text in a file: python prepare_data.py --input=FILE", file=sys.stderr)
-        return "\n".join(topics[name] for name in sorted(topics)), f"embedded: pydoc_data.topics of Python {sys.version.split()[0]}"
-    write_atomic(path, lambda f: f.write(data))
-    return data.decode(), SHAKESPEARE_URL
+        try:
+            data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=10).read(2 ** 21)
+            if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
+                raise OSError("what came is another file, its sha256 differs")
+        except Exception as e:      # whatever a download raises
+            print(f"WARNING: no tiny Shakespeare ({e}); using the EMBEDDED CORPUS, Python's language\n"
+                  "WARNING: reference: other losses than the README's. If you have the text in a file:\n"
+                  "WARNING: python prepare_data.py --dataset=shakespeare --input=FILE", file=sys.stderr)
+            from pydoc_data.topics import topics
+            source = f"embedded: pydoc_data.topics of Python {sys.version.split()[0]}"
+            return "\n".join(topics[name] for name in sorted(topics)), source
+        write_atomic(path, lambda f: f.write(data))
+    return read_text(path), SHAKESPEARE_URL
 
-
-# ---- data/NAME/ --------------------------------------------------------------------------------------------------
-
-def prepare(dataset="shakespeare", tokenizer="char", input=None, length=32, rows=20_000, seed=0, data_dir="data"):
-    """Write data_dir/dataset/ and return its path."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", dataset):
-        fail(f"--dataset={dataset}: a name of letters, digits, '_', '-' and '.', as it becomes a folder in {data_dir}/")
-    if dataset in TASKS and input is not None:
-        fail(f"--dataset={dataset} is the name of a task; give the text of --input={input} another one")
-    if dataset in TASKS:
-        return prepare_task(dataset, length, rows, seed, data_dir)
-    merges = re.fullmatch(r"bpe:(\d{1,5})", tokenizer)
-    if tokenizer not in ("char", "gpt2") and not (merges and 1 <= int(merges[1]) <= MAX_VOCAB - 256):
-        fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
-    if input is None and dataset != "shakespeare":
-        fail(f"--dataset={dataset} is not in {Path(data_dir).absolute()}; make it with: "
-             f"python prepare_data.py --dataset={dataset} --input=FILE")
-    if input is not None:
-        text, source = read_text(input), f"file: {Path(input).name}"
-    folder = make_folder(Path(data_dir) / dataset)
-    if input is None:
-        text, source = shakespeare(folder)
+def text_data(text, source, tokenizer):
+    """(splits, meta) of a text: the first 90% of its characters for training, the rest for validation."""
     cut = int(len(text) * 0.9)
-    splits = {"train": text[:cut], "val": text[cut:]}
-    if not splits["train"] or len(splits["val"]) < 2:
-        fail(f"{input}: {len(text)} characters are too few to train on")
-    if tokenizer == "char":
-        entry = char_codec(text)
-    else:
-        entry = gpt2_codec() if tokenizer == "gpt2" else bpe_codec(splits["train"], int(merges[1]))
+    entry = {"kind": "char", "chars": sorted(set(text)) or ["?"]}
+    if tokenizer != "char":
+        entry = gpt2_codec() if tokenizer == "gpt2" else bpe_codec(text[:cut], merges=int(tokenizer[4:]))
     codec = Codec(entry)
-    if codec.vocab_size > MAX_VOCAB:
-        fail(f"{input}: {codec.vocab_size:,} different characters, more than {MAX_VOCAB:,}; use --tokenizer=bpe:1024")
-    meta = {"dataset": dataset, "source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "characters": len(text), "tokenizer": tokenizer, "vocab_size": codec.vocab_size}
-    write_dataset(folder, {split: codec.encode(part) for split, part in splits.items()}, {**meta, "codec": entry})
-    return folder
+    splits = {"train": codec.encode(text[:cut]), "val": codec.encode(text[cut:])}
+    if len(splits["val"]) < 2 or codec.vocab_size > MAX_VOCAB:
+        fail(f"{source}: needs 2 tokens in its last tenth, and at most {MAX_VOCAB:,} different characters")
+    return splits, {"source": source, "sha256": hashlib.sha256(text.encode()).hexdigest(),
+                    "tokenizer": tokenizer, "vocab_size": codec.vocab_size, "codec": entry}
 
-
-def prepare_task(task, length, rows, seed, data_dir):
-    """Write data_dir/task/: `rows` different rows of `length` inputs and targets, the last tenth for validation."""
-    _, n_inputs, n_targets = TASKS[task]
-    if length < 64 and 2 * rows > n_inputs ** length:
-        fail(f"--rows={rows}: there are just {n_inputs ** length:,} different rows of --length={length}; take half of that or less")
-    rng, unique = np.random.default_rng(seed), np.empty((0, length), dtype=int)
-    while len(unique) < rows:
-        unique = np.unique(np.concatenate([unique, task_rows(task, rows, length, rng)[0]]), axis=0)
-    x = rng.permutation(unique)[:rows]
-    y, cut = TASKS[task][0](x), rows - rows // 10
-    splits = {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}
-    meta = {"dataset": task, "task": task, "source": f"generated: {task}, {rows:,} rows of {length}, seed {seed}", "length": length,
-            "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "vocab_size": max(n_inputs, n_targets)}
-    folder = make_folder(Path(data_dir) / task)
-    write_dataset(folder, splits, {**meta, "codec": {"kind": "numbers", "count": max(n_inputs, n_targets), "inputs": n_inputs}})
-    return folder
-
-
-def make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        fail(f"cannot make folder {path}: {e.strerror}")
-    return path
-
+def prepare(dataset="shakespeare", tokenizer="char", input="", length=32, rows=20_000, seed=0, replace=True):
+    """Write data/dataset/. With replace=False it stays as it is if it is there."""
+    folder = Path("data") / dataset
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{,99}", dataset):
+        fail(f"--dataset={dataset}: must be up to 100 letters, digits, '_', '-' and '.', to name a folder")
+    if not re.fullmatch(r"char|gpt2|bpe:[1-9]\d{,4}", tokenizer) or int(tokenizer[4:] or 0) > MAX_VOCAB - 256:
+        fail(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to {MAX_VOCAB - 256}")
+    if dataset in TASKS:
+        splits, meta = task_data(dataset, length, rows, seed)
+    elif input:
+        splits, meta = text_data(read_text(input), f"file: {Path(input).name}", tokenizer)
+    elif dataset != "shakespeare":
+        fail(f"--dataset={dataset} is not in {folder.parent.absolute()}; make it with: "
+             f"python prepare_data.py --dataset={dataset} --input=FILE")
+    with own(folder, "--dataset", wait=True):
+        if replace or not (folder / "meta.json").exists():
+            if dataset == "shakespeare" and not input:
+                splits, meta = text_data(*shakespeare(folder), tokenizer)
+            write_dataset(folder, splits, {"dataset": dataset, **meta})
 
 def write_dataset(folder, splits, meta):
     """NAME.bin for each split, and meta.json with the number of tokens in each."""
-    files = []
+    files, replaced = [], (folder / "meta.json").exists()
     for split, tokens in splits.items():
         tokens = np.asarray(tokens, dtype="<u2")
-        files += [folder / f"{split}.bin", lambda f, tokens=tokens: f.write(tokens.tobytes())]
+        files += [folder / f"{split}.bin", tokens.tofile]
         meta[f"{split}_tokens"] = tokens.size
     write_atomic(*files, folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
-    for split in splits:
-        print(f"{folder / split}.bin: {meta[f'{split}_tokens']:,} tokens", file=sys.stderr)
+    print(f"{folder}{' (replaced)' * replaced}: {meta['source']}: {meta['train_tokens']:,} training tokens, "
+          f"{meta['val_tokens']:,} for validation, vocabulary of {meta['vocab_size']:,}", file=sys.stderr)
 
-
-def load(dataset, data_dir="data"):
-    """(meta, codec, splits) of a prepared folder: splits["train"] and splits["val"] are memory-mapped uint16 tokens; for
-    a task in rows, with their targets in splits["train_y"] and splits["val_y"]."""
-    folder = Path(data_dir) / dataset
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        codec, splits = Codec(meta["codec"]), {}
-        if not isinstance(meta["source"] + meta["sha256"], str) or meta.get("task", "swaps") not in TASKS:
-            raise ValueError("meta.json is not as prepare_data.py writes it")
-        for split in ("train", "val", "train_y", "val_y") if "task" in meta else ("train", "val"):
-            path = folder / f"{split}.bin"
-            if path.stat().st_size != 2 * meta[f"{split}_tokens"]:
-                raise ValueError(f"{split}.bin has {path.stat().st_size:,} bytes, not 2 for each of its {meta[f'{split}_tokens']:,} tokens")
-            splits[split] = np.memmap(path, dtype="<u2", mode="r")
-            if splits[split].max() >= codec.vocab_size:
-                raise ValueError(f"{split}.bin has a token {splits[split].max()}, but the vocabulary ends before {codec.vocab_size}")
-            if "task" in meta:
+def load(dataset):
+    """(meta, codec, splits) of data/dataset, which is prepared if it is missing. splits["train"], "val":
+    memory-mapped uint16 tokens; of a task in rows, with their targets in "train_y" and "val_y"."""
+    folder = Path("data") / dataset
+    if not (folder / "meta.json").exists():
+        prepare(dataset, replace=False)
+    try:                        # without a lock that is ours to write, no process of ours can be preparing
+        with own(folder, "--dataset", wait=True) if os.access(folder / ".lock", os.W_OK) else nullcontext():
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            codec, splits = Codec(meta["codec"]), {}
+            for split in ("train", "val", "train_y", "val_y")[:4 if "task" in meta else 2]:
+                path, count = folder / f"{split}.bin", meta[f"{split}_tokens"]
+                if path.stat().st_size == 2 * count > 2:
+                    splits[split] = np.memmap(path, "<u2", "r")
+                if split not in splits or splits[split].max() >= codec.vocab_size:
+                    raise ValueError(f"{split}.bin: not {count:,} tokens (it needs two) or not of this codec")
+        "".join([meta["source"], meta["sha256"]])           # a TypeError if they are no texts
+        if "task" in meta and TASKS[meta["task"]]:
+            for split in ("train", "val"):
                 splits[split] = splits[split].reshape(-1, meta["length"])
-        if "task" in meta and any(splits[name].shape != splits[f"{name}_y"].shape for name in ("train", "val")):
-            raise ValueError("there are not as many targets as inputs")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                splits[f"{split}_y"] = splits[f"{split}_y"].reshape(splits[split].shape)
+        return meta, codec, splits
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
-    return meta, codec, splits
 
+@dataclass
+class Settings:
+    dataset: str = option("shakespeare", "name of the folder in data/; parity and swaps are tasks")
+    tokenizer: str = option("char", "char, gpt2 or bpe:N, N merges learned from the text")
+    input: str = option("", "UTF-8 text to use (default: tiny Shakespeare, downloaded)")
+    length: int = option(32, "of a task's rows", (1, 100_000))
+    rows: int = option(20_000, "how many rows of a task", (20, 10_000_000))
+    seed: int = option(0, "of a task's rows", (0, MAX_SEED))
 
 @script
 def main(argv):
-    parser = Parser(__doc__)
-    parser.add_argument("--dataset", default="shakespeare", help="name of the folder in data/ (default: shakespeare)")
-    parser.add_argument("--tokenizer", default="char", help="char, gpt2 or bpe:N, N merges learned from the text (default: char)")
-    parser.add_argument("--input", metavar="FILE", help="UTF-8 text to use; without it, tiny Shakespeare is downloaded")
-    parser.add_argument("--length", type=int, default=32, help="of a task's rows (default: 32)")
-    parser.add_argument("--rows", type=int, default=20_000, help="how many rows of a task (default: 20,000)")
-    parser.add_argument("--seed", type=int, default=0, help="of a task's rows (default: 0)")
-    args = parser.parse_args(argv)
-    check(args, length=(1, 100_000), rows=(20, 10_000_000), seed=(0, MAX_SEED))
-    prepare(**vars(args))
-
+    s, given = parse(Settings, __doc__, argv)
+    if "input" in given and not s.input:
+        fail("--input is a file with no name")
+    if s.input and "dataset" not in given:              # named after the file, but for tiny Shakespeare
+        s.dataset = re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
+        s.dataset += "-text" if s.dataset in TASKS else ""
+        if hashlib.sha256(read_text(s.input).encode()).hexdigest() == SHAKESPEARE_SHA256:
+            s.dataset = "shakespeare"
+    task = s.dataset in TASKS
+    for name in set(given).intersection(("tokenizer", "input") if task else ("length", "rows", "seed")):
+        fail(f"--{name} has no meaning for --dataset={s.dataset}, {'' if task else 'not '}the name of a task")
+    prepare(**asdict(s))
+    print("train on it with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)
 
 if __name__ == "__main__":
     main()

@@ -1,120 +1,138 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
 With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1"
 """
+import os
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import MAX_SEED, Codec, Parser, check, fail, read_text, script
+from prepare_data import MAX_SEED, Codec, command, fail, option, parse, read_text, script
+
+
+@dataclass
+class Settings:
+    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint file")
+    prompt: str = option("", "text to go on from, or FILE:path (default: a line break)")
+    num_samples: int = option(1, "how many texts, one after the other", (1, 10 ** 9))
+    max_new_tokens: int = option(500, "length of each", (1, 10 ** 12))
+    temperature: float = option(0.8, "0: always the likeliest token", (0.0, 1000.0))
+    top_k: int = option(200, "only from the k likeliest tokens", (1, 10 ** 9))
+    prefill: str = option("parallel", "how the prompt is read", ["parallel", "stepwise"])
+    latent: int = option(1, "0: hold the memory at zero, to see what it is worth", [0, 1])
+    seed: int = option(1337, "same seed, same text", (0, MAX_SEED))
+    device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
+
+
+def or_fail(function, *args):
+    """What it returns; what it raises about a user's input ends the script in one line."""
+    try:
+        return function(*args)
+    except (ValueError, OSError) as e:
+        fail(e)
 
 
 def find_device(name=""):
-    """The device of that name, or the best one here: cuda, mps, cpu."""
+    """The device of that name, or the best one here: cuda, mps, cpu. ValueError if it cannot be used."""
     if not name:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        fail(f"--device={name} cannot be used here: {str(e).splitlines()[0]}")
+        raise ValueError(f"--device={name} cannot be used here: {str(e).splitlines()[0]}") from e
 
 
-def load_checkpoint(path, device):
-    """(model, codec, checkpoint) from a file that train.py wrote. Runs no code from it: weights_only. Finds any damage
-    to its contents, as a checkpoint is a zip archive with checksums."""
+def load_checkpoint(path, device="cpu"):
+    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
+    Runs no code from it (weights_only), and finds any damage, as a zip archive has checksums. Raises
+    FileNotFoundError if there is none, ValueError or another OSError if it cannot be used."""
+    path = Path(path).expanduser()
+    if path.suffix != ".pt":
+        path = path / ("best.pt" if os.path.isfile(path / "best.pt") else "last.pt")
     try:
         with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"checksum of {damaged}")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        weights = {name.replace("module.", "").replace("_orig_mod.", ""): w for name, w in checkpoint["model"].items()}
-        config, codec = GPTConfig(**checkpoint["config"]), Codec(checkpoint["meta"]["codec"])
-        if (config.vocab_size, config.n_embd, config.n_layer) != (*weights["embed.weight"].shape, len(weights["alpha"])):
+        last = torch.load(path, map_location=device, weights_only=True)
+        weights = {n.replace("module.", "").replace("_orig_mod.", ""): w for n, w in last["model"].items()}
+        config, codec = GPTConfig(**last["config"]), Codec(last["meta"]["codec"])
+        sizes = *weights["embed.weight"].shape, len(weights["alpha"])
+        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:
             raise ValueError("the weights are not those of its config")
         model = GPT(config)
         model.load_state_dict(weights)
-        checkpoint["model"] = weights
-        return model.to(device), codec, checkpoint
+        return model.to(device).eval(), codec, {**last, "model": weights}
     except FileNotFoundError:
-        fail(f"no checkpoint {path}; this makes one: python train.py --lrt=1 --out_dir={Path(path).parent}")
+        how = command("python", "train.py", "--lrt=1", f"--out_dir={path.parent}")
+        raise FileNotFoundError(f"no checkpoint {path}; this makes one: {how}") from None
+    except OSError as e:
+        raise OSError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:      # a damaged or hostile file can raise anything at all
-        fail(f"{path} is not a checkpoint of this project, or damaged ({type(e).__name__}: {str(e).splitlines()[0]:.150})")
+        what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]:.150}"
+        raise ValueError(f"{path} is not a checkpoint of this project, or damaged ({what})") from e
 
 
+@torch.no_grad()
 def hold_latent_at_zero(model):
     """What remains without the memory: the weights that let it in become zero."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name == "gamma" or name.startswith(("u_k.", "u_v.")):
-                p.zero_()
+    for name, p in model.named_parameters():
+        if name == "gamma" or name.startswith(("u_k.", "u_v.")):
+            p.zero_()
 
 
-def stream(model, codec, prompt, num_samples, max_new_tokens, temperature, top_k, generator, stepwise=False):
-    """Print num_samples continuations of the prompt's tokens, decoded together: the first as it comes, the others
-    after it. Returns a line about time and prefill."""
-    idx = torch.tensor([prompt] * num_samples, device=model.embed.weight.device)
-    cache = model.init_cache(num_samples)
-    decoders = [codec.decoder() for _ in range(num_samples)]
-    texts = ["".join(map(decode, prompt)) for decode in decoders]
+@torch.inference_mode()
+def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, stepwise=False):
+    """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it: it may go on
+    for ever. Returns a line about time and prefill."""
+    decode, cache, first = codec.decoder(), model.init_cache(1), None
+    idx = torch.tensor([prompt], device=model.embed.weight.device)
     start = time.perf_counter()
     if stepwise:
-        for t in range(idx.size(1) - 1):
-            model.step(idx[:, t], cache)
+        for token in idx[:, :-1].unbind(1):
+            model.step(token, cache)
         idx = idx[:, -1:]
-    first = None
     for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
         if first is None:                       # the prompt has been read
             first = time.perf_counter()
-            print(texts[0], end="")
-        pieces = [decode(t) for decode, t in zip(decoders, token.tolist())]
-        texts = [text + piece for text, piece in zip(texts, pieces)]
-        print(pieces[0], end="", flush=True)
-    end = time.perf_counter()
+            print("".join(map(decode, prompt)), end="")
+        print(decode(token.item()), end="", flush=True)
     print()
-    for text in texts[1:]:
-        print(f"---------------\n{text}")
-    how = "stepwise" if stepwise else f"{cache.sweeps} sweeps, " + (f"last change {cache.residual:.0e}" if cache.residual else "exact")
-    return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms ({how}), then "
-            f"{num_samples * (max_new_tokens - 1) / max(end - first, 1e-9):,.0f} tokens per second")
+    speed = (max_new_tokens - 1) / max(time.perf_counter() - first, 1e-9)
+    how = f"{cache.sweeps} sweeps, " + (f"last change {cache.residual:.0e}" if cache.residual else "exact")
+    return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms "
+            f"({'stepwise' if stepwise else how}), then {speed:,.0f} tokens per second")
+
+
+@torch.inference_mode()
+def answers(model, codec, tokens):
+    """What a model of a task says at each of its inputs, as text."""
+    cache, device = model.init_cache(1), model.embed.weight.device
+    said = [model.step(torch.tensor([token], device=device), cache).argmax().item() for token in tokens]
+    return codec.decode(said).strip()
 
 
 @script
 def main(argv):
-    parser = Parser(__doc__)
-    parser.add_argument("--out_dir", default="out", help="folder with best.pt or last.pt (default: out)")
-    parser.add_argument("--prompt", default="\n", help="text to go on from, or FILE:path (default: a line break)")
-    parser.add_argument("--num_samples", type=int, default=1, help="how many texts, decoded together (default: 1)")
-    parser.add_argument("--max_new_tokens", type=int, default=500, help="length of each (default: 500)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
-    parser.add_argument("--top_k", type=int, default=200, help="only from the k likeliest tokens (default: 200)")
-    parser.add_argument("--prefill", default="parallel", help="parallel or stepwise: how the prompt is read (default: parallel)")
-    parser.add_argument("--latent", type=int, default=1, help="0: hold the memory at zero, to see what it is worth (default: 1)")
-    parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
-    parser.add_argument("--device", default="", help="cpu, cuda, mps ... (default: the best one here)")
-    args = parser.parse_args(argv)
-    check(args, num_samples=(1, 1000), max_new_tokens=(1, 10 ** 12), temperature=(0, 1000), top_k=(1, 10 ** 9), seed=(0, MAX_SEED),
-          prefill=["parallel", "stepwise"], latent=[0, 1])
-    device = find_device(args.device)
-    path = Path(args.out_dir).expanduser() / "best.pt"
-    model, codec, checkpoint = load_checkpoint(path if path.exists() else path.with_name("last.pt"), device)
-    try:
-        prompt = codec.encode(read_text(args.prompt[5:]) if args.prompt.startswith("FILE:") else args.prompt)
-    except ValueError as e:
-        fail(f"--prompt: {e}")
+    s, given = parse(Settings, __doc__, argv)
+    device = or_fail(find_device, s.device)
+    model, codec, _ = or_fail(load_checkpoint, s.out_dir, device)
+    text = read_text(s.prompt[5:]) if s.prompt.startswith("FILE:") else s.prompt
+    prompt = or_fail(codec.encode, text) if "prompt" in given or codec.kind == "numbers" else codec.start()
     if not prompt:
-        fail("--prompt is empty; give at least one character, or for a model of a task one number")
-    if not args.latent:
+        fail('--prompt is empty; give some text, or to a model of a task numbers: --prompt="1 0 1 1"')
+    if not s.latent:
         hold_latent_at_zero(model)
-    if codec.kind == "numbers":                     # a task: what is asked for after each input, not a text that goes on
-        cache = model.eval().init_cache(1)
-        print(codec.decode([model.step(torch.tensor([token], device=device), cache).argmax().item() for token in prompt]).strip())
-        return
-    line = stream(model.eval(), codec, prompt, args.num_samples, args.max_new_tokens, args.temperature, args.top_k,
-                  torch.Generator(device).manual_seed(args.seed), args.prefill == "stepwise")
+    if codec.kind == "numbers":                 # a task: it has answers, and no text that goes on
+        return print(answers(model, codec, prompt))
+    generator, stepwise = torch.Generator(device).manual_seed(s.seed), s.prefill == "stepwise"
+    for n in range(s.num_samples):
+        print("---------------\n" if n else "", end="")
+        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator, stepwise)
     print(line, file=sys.stderr)
 
 

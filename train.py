@@ -1,7 +1,8 @@
 """Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h lists all settings)
 On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
 
-Writes out_dir/last.pt and best.pt (best by exact loss), log.jsonl (a row for each evaluation) and run.json.
+Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl, a row per evaluation;
+by_position.json, the exact losses at each position, by step; run.json, settings and versions.
 """
 import json
 import math
@@ -9,11 +10,11 @@ import os
 import platform
 import signal
 import sys
-import time
-from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -24,23 +25,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrt import GPT, GPTConfig
-from prepare_data import MAX_SEED, Parser, check, fail, load, prepare, script, task_rows, write_atomic
-from sample import find_device, hold_latent_at_zero, load_checkpoint, stream
+from prepare_data import MAX_SEED, command, fail, load, option, own, parse, script, task_rows, write_atomic
+from sample import answers, find_device, hold_latent_at_zero, load_checkpoint, or_fail, stream
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # torchrun sets them
-
-
-def option(default, help):
-    return field(default=default, metadata={"help": help})
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # torchrun sets them
+SAVE_SECONDS = 60               # from one last.pt to the next, evaluation or not
+BIG = 10 ** 9
 
 
 @dataclass
 class Settings:
-    # files
-    dataset: str = option("shakespeare", "folder in data/, see prepare_data.py; parity and swaps are tasks with settings of their own")
+    dataset: str = option("shakespeare", "in data/; parity and swaps are tasks with their own settings")
     out_dir: str = option("out", "where checkpoints and the log go")
-    overwrite: int = option(0, "1: replace the run that out_dir holds")
-    resume: str = option("", "folder of a run to go on with, as it was started")
+    overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
+    resume: str = option("", "folder of a run to go on with as it was started, or longer: --max_iters")
+    init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with")
     # model
     block_size: int = option(128, "positions that attention can see; of text, also the tokens in a row, T")
     n_layer: int = option(2, "layers, L")
@@ -48,194 +47,163 @@ class Settings:
     n_embd: int = option(128, "width, C")
     dropout: float = option(0.0, "worth it when the same text is read many times")
     # latent recurrence
-    lrt: int = option(0, "1: hand each token the state of the one before it")
-    lrt_mode: str = option("parallel", "parallel: the dial below; sequential: token by token, exact and slow")
-    lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact")
-    lrt_sweeps: int = option(1, "K: how often each subset is recomputed")
-    lrt_loss_weights: str = option("", "K + 1 numbers with commas: first pass, sweep 1 .. K (default: each pass alike)")
+    lrt: int = option(0, "1: hand each token the state of the one before it", [0, 1])
+    lrt_mode: str = option("parallel", "the dial, or token by token: exact, slow", ["parallel", "sequential"])
+    lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact", (1, BIG))
+    lrt_sweeps: int = option(1, "K: how often each subset is recomputed", (1, BIG))
+    lrt_loss_weights: str = option("", "K + 1 numbers: pass 0, sweep 1 .. K (default: each pass alike)")
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
-    lrt_memory_proj: str = option("shared", "shared: one memory projection for all layers; layerwise: one in each")
+    lrt_memory_proj: str = option("shared", "one projection for all layers, or each", ["shared", "layerwise"])
     # training
-    batch_size: int = option(8, "rows in a batch of each process, B; small, as Muon gains more from steps than from rows")
-    gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than fit into memory at once")
-    max_iters: int = option(1750, "steps")
-    max_flops: float = option(0.0, "stop at this much compute if max_iters would go further, to compare runs (0: no limit)")
-    learning_rate: float = option(1.6e-2, "highest, after warm-up")
-    min_lr: float = option(0.0, "at the end of the cosine")
-    warmup_iters: int = option(50, "steps from 0 to learning_rate")
-    weight_decay: float = option(0.1, "of the hidden matrices")
-    grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)")
+    batch_size: int = option(8, "rows in a batch of each process; Muon gains more from steps", (1, BIG))
+    gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than memory", (1, BIG))
+    max_iters: int = option(1750, "steps", (1, 10 ** 7))
+    max_flops: float = option(0.0, "end where a step would go over this compute (0: no limit)", (0, 1e30))
+    learning_rate: float = option(1.6e-2, "highest, after warm-up", (0, BIG))
+    min_lr: float = option(0.0, "at the end of the cosine", (0, BIG))
+    warmup_iters: int = option(50, "steps from 0 to learning_rate", (0, BIG))
+    weight_decay: float = option(0.1, "of the hidden matrices", (0, BIG))
+    grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
     curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 (tasks)")
-    seed: int = option(1337, "of the weights and the data order")
-    # evaluation
-    eval_interval: int = option(600, "steps from one evaluation on the validation split to the next")
-    log_interval: int = option(50, "steps from one line of progress to the next")
-    # machine
+    seed: int = option(1337, "of the weights and the data order", (0, MAX_SEED))
+    # evaluation, machine
+    eval_interval: int = option(600, "steps from one evaluation to the next", (1, BIG))
+    eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly", (1, BIG))
+    log_interval: int = option(50, "steps from one line of progress to the next", (1, BIG))
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
-    dtype: str = option("", "float32 or bfloat16 (default: bfloat16 on a GPU that has it)")
-    compile: int = option(-1, "1 or 0: torch.compile (default: on cuda, unless sequential; on a CPU a minute to compile, then faster or slower)")
+    dtype: str = option("", "(default: bfloat16 on a GPU that has it)", ["", "float32", "bfloat16"])
+    compile: int = option(-1, "torch.compile (default: on cuda; on a CPU, try it)", [-1, 0, 1])
 
-    def loss_weights(self):
-        """lrt_loss_weights as numbers, or None for the default. Raises ValueError if they are not K + 1 numbers."""
-        weights = tuple(float(w) for w in self.lrt_loss_weights.split(",")) if self.lrt_loss_weights else None
-        if weights and not (len(weights) == self.lrt_sweeps + 1 and math.isfinite(sum(weights)) and weights[-1]):
-            raise ValueError("not one for each pass, or not to be used")
-        return weights
+    def dial(self):
+        """(S, or None for token by token; K; loss weights), for the model. Raises ValueError if wrong."""
+        w = [float(number) for number in self.lrt_loss_weights.split(",")] if self.lrt_loss_weights else None
+        if w and not (len(w) == self.lrt_sweeps + 1 and math.isfinite(sum(w)) and w[-1]):
+            raise ValueError(self.lrt_loss_weights)
+        exact = self.lrt and self.lrt_mode == "sequential"
+        return None if exact else self.lrt_subsets, self.lrt_sweeps, w
 
     def row_lengths(self, T):
-        """The length of the rows in each step, at most T. Raises ValueError if the curriculum is not like 4:100,8:100."""
-        lengths, start = np.full(self.max_iters, T, dtype=np.int32), 0
-        for stage in self.curriculum.split(",") if self.curriculum else []:
-            length, steps = (int(number) for number in stage.split(":"))
-            if length < 1 or steps < 1:
-                raise ValueError("a stage needs a length and a number of steps of at least 1")
+        """Of the rows in each step, at most T. ValueError unless the curriculum is like 4:100,8:100."""
+        lengths, start = np.full(self.max_iters, T), 0
+        for stage in filter(None, self.curriculum.split(",")):
+            length, steps = map(int, stage.split(":"))
+            if min(length, steps) < 1:
+                raise ValueError(stage)
             lengths[start:start + steps] = min(length, T)
             start += steps
         return lengths
 
 
-# What a task is trained with unless the command line says otherwise. Attention sees no more than the rows it learned on.
-TASK_SETTINGS = {
-    "parity": dict(block_size=32, batch_size=64, max_iters=150, learning_rate=8e-3, warmup_iters=20, eval_interval=50, log_interval=25),
-    "swaps": dict(block_size=32, batch_size=64, max_iters=600, learning_rate=8e-3, warmup_iters=20, eval_interval=200,
-                  curriculum="4:100,8:100,16:100"),
-}
+# What a task is trained with unless told otherwise. Attention sees no more than the rows it learned on.
+TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
+TASKS = {"parity": dict(TASK, max_iters=150, eval_interval=50, log_interval=25),
+         "swaps": dict(TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")}
 
 
-def parse_settings(argv):
-    """The command line as Settings; every field is a flag."""
-    parser = Parser(__doc__)
-    for f in fields(Settings):
-        default = f"(default: {f.default})" if f.default != "" and "(default" not in f.metadata["help"] else ""
-        parser.add_argument(f"--{f.name}", type=f.type, default=f.default, metavar="X", help=f"{f.metadata['help']} {default}")
-    parser.set_defaults(**TASK_SETTINGS.get(parser.parse_args(argv).dataset, {}))
-    s = Settings(**vars(parser.parse_args(argv)))
-    if s.resume and s != Settings(resume=s.resume):
-        fail("--resume goes on with the settings of that run; give it no other flag")
-    check_settings(s)
-    return s
+def read_settings(argv):
+    """(Settings, names of those on the command line), which do not contradict each other."""
+    s, given = parse(Settings, __doc__, argv)
+    s, given = parse(Settings, __doc__, argv, **TASKS.get(s.dataset, {}))
+    refuse = lambda name, why: fail(f"--{name}={getattr(s, name)}: {why}")
+    changed = [f.name for f in fields(s) if getattr(s, f.name) != f.default]
+    for name in changed:
+        if name.startswith("lrt_") and not s.lrt:
+            refuse(name, "a plain GPT has no such thing; add --lrt=1")
+        if name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights") and s.lrt_mode == "sequential":
+            refuse(name, "has no meaning with --lrt_mode=sequential, which is exact already")
+    if 0 < s.block_size < s.lrt_subsets and "lrt_subsets" in changed:
+        refuse("lrt_subsets", f"more than --block_size={s.block_size}, which is exact already")
+    if s.min_lr > s.learning_rate:
+        refuse("min_lr", f"more than --learning_rate={s.learning_rate}")
+    for name, check, form in (("lrt_loss_weights", s.dial, f"{s.lrt_sweeps + 1} numbers, the last one not 0"),
+                              ("curriculum", lambda: s.row_lengths(1), "lengths and steps: 4:100,8:100")):
+        try:
+            check()
+        except ValueError:
+            refuse(name, f"must be {form}")
+    for name in {"out_dir", "resume", "init_from"} & set(given):
+        setattr(s, name, getattr(s, name) and str(Path(getattr(s, name)).expanduser()))
+        getattr(s, name) or refuse(name, "give a folder")
+    return s, given
 
 
-def check_settings(s):
-    """Each in its range, and all of them together."""
-    big = 10 ** 9
-    check(s, batch_size=(1, big), gradient_accumulation_steps=(1, big), max_iters=(1, 10 ** 7), max_flops=(0, 1e30),
-          learning_rate=(0, big), min_lr=(0, s.learning_rate), warmup_iters=(0, big), weight_decay=(0, big), grad_clip=(0, big),
-          seed=(0, MAX_SEED), eval_interval=(1, big), log_interval=(1, big), lrt_subsets=(1, big), lrt_sweeps=(1, big),
-          lrt=[0, 1], lrt_mode=["parallel", "sequential"], overwrite=[0, 1], dtype=["", "float32", "bfloat16"], compile=[-1, 0, 1])
-    if not s.out_dir:
-        fail("--out_dir is empty; give a folder for checkpoints and log")
-    if s.lrt and 0 < s.block_size < s.lrt_subsets:
-        fail(f"--lrt_subsets={s.lrt_subsets} is more than --block_size={s.block_size}, which is exact already")
-    try:
-        s.loss_weights()
-    except ValueError:
-        fail(f"--lrt_loss_weights={s.lrt_loss_weights}: must be {s.lrt_sweeps + 1} numbers (lrt_sweeps + 1), the last one not 0")
-    try:
-        s.row_lengths(s.block_size)
-    except ValueError:
-        fail(f"--curriculum={s.curriculum}: must be lengths and steps, like 4:100,8:100")
-    for f in fields(s):
-        if f.name.startswith("lrt_") and getattr(s, f.name) != f.default:
-            if not s.lrt:
-                fail(f"--{f.name}={getattr(s, f.name)} has no meaning for a plain GPT; add --lrt=1")
-            if s.lrt_mode == "sequential" and f.name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights"):
-                fail(f"--{f.name}={getattr(s, f.name)} has no meaning with --lrt_mode=sequential, which is exact already")
-
-
-# ---- Data: what a step sees depends on (seed, step) alone, so a run can stop and go on anywhere -----------------
+# ---- Data: what a step sees depends on (seed, step) alone, so a run can stop and go on anywhere ------------
 
 def batch(data, s, T, step, part, device):
-    """Inputs and targets (B, T) each, for one part (of gradient accumulation) of a step: text from random places, with
-    its next tokens as targets, or random rows of a task, cut to T. Several processes share what one with as many times
-    the rows would draw."""
+    """Inputs and targets (B, T) for one part (of gradient accumulation) of a step: text from random places,
+    or random rows of a task, cut to T. Several processes share what one with as many more rows would draw."""
     rng = np.random.default_rng((s.seed, step, part))
-    draws = rng.integers(len(data["train"]) - (0 if "train_y" in data else T), size=WORLD * s.batch_size)[RANK::WORLD]
-    if "train_y" in data:
-        return tuple(torch.from_numpy(data[name][draws, :T].astype(np.int64)).to(device) for name in ("train", "train_y"))
-    rows = torch.from_numpy(data["train"][draws[:, None] + np.arange(T + 1)].astype(np.int64)).to(device)
-    return rows[:, :-1], rows[:, 1:]
+    places = len(data["train"]) - (0 if "train_y" in data else T)
+    return rows_at(data, "train", rng.integers(places, size=WORLD * s.batch_size)[RANK::WORLD], T, device)
 
 
-def windows(data, T, vocab_size, device):
-    """The whole validation split, in order, as batches (inputs, targets) of rows of T; of text, also the shorter last row.
-    Logits of a batch take 256 MB at most, or are those of one row."""
-    if "val_y" in data:
-        pairs = zip(*(np.array_split(data[name], -(-len(data[name]) // 256)) for name in ("val", "val_y")))
+def rows_at(data, split, places, T, device):
+    """T tokens of text from these places on, and the next ones; or rows of a task: (inputs, targets)."""
+    if f"{split}_y" in data:
+        x, y = data[split][places, :T], data[f"{split}_y"][places, :T]
     else:
-        tokens, rows, per_batch = data["val"], (len(data["val"]) - 1) // T, max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
-        cuts = [(r * T, min(rows, r + per_batch) * T, T) for r in range(0, rows, per_batch)]
-        rest = len(tokens) - 1 - rows * T
-        cuts += [(rows * T, rows * T + rest, rest)] if rest else []
-        pairs = [(tokens[a:b].reshape(-1, width), tokens[a + 1:b + 1].reshape(-1, width)) for a, b, width in cuts]
-    for pair in pairs:
-        yield tuple(torch.from_numpy(part.astype(np.int64)).to(device) for part in pair)
+        rows = data[split][places[:, None] + np.arange(T + 1)]
+        x, y = rows[:, :-1], rows[:, 1:]
+    return tuple(torch.from_numpy(part.astype(np.int64)).to(device) for part in (x, y))
 
 
-# ---- Loss ------------------------------------------------------------------------------------------------------
+def windows(data, T, most, vocab_size, device):
+    """The validation split in order, as batches of rows of T; of text, also the shorter last row. Of more
+    than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or are of one row."""
+    task, val = "val_y" in data, data["val"]
+    count, rest = (len(val), 0) if task else divmod(len(val) - 1, T)
+    some = count if count * T + rest <= most else max(1, min(count, most // T))
+    size = 256 if task else max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
+    for first in range(0, some, size):
+        rows = np.arange(first, min(first + size, some)) * count // some
+        yield rows_at(data, "val", rows if task else rows * T, T, device)
+    if rest and some == count:
+        yield rows_at(data, "val", np.array([count * T]), rest, device)
 
-class TrainingLoss(torch.nn.Module):
-    """The loss of the training graph, which is the dial's or the token loop: a module, as torch.compile and DDP take one."""
 
-    def __init__(self, model, s):
-        super().__init__()
-        self.model, self.s, self.loss_weights = model, s, s.loss_weights()
+# ---- Evaluation -------------------------------------------------------------------------------------------
 
-    def forward(self, x, y):
-        if self.s.lrt and self.s.lrt_mode == "sequential":
-            return self.model.forward_sequential(x, y)[1]
-        return self.model(x, y, self.s.lrt_subsets, self.s.lrt_sweeps, self.loss_weights)[1]
-
-
-def exact(model, x, y):
-    """Decoding token by token: of every target its cross-entropy, in nats, and whether it was the likeliest, (B, T) each,
-    in float64 on the CPU."""
-    cache, nll, right = model.init_cache(x.size(0)), [], []
-    for t in range(x.size(1)):
-        logits = model.step(x[:, t], cache)
-        nll.append(F.cross_entropy(logits, y[:, t], reduction="none"))
-        right.append(logits.argmax(-1) == y[:, t])
-    return torch.stack(nll, 1).cpu().double(), torch.stack(right, 1).cpu().double()
+def scores(model, x, y, S=None, K=1):
+    """Of every target its cross-entropy, in nats, and whether it was the likeliest: (2, B, T), on the CPU."""
+    logits = (model(x, None, S, K) if S else model.forward_sequential(x))[0]
+    nll = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+    return torch.stack([nll, (logits.argmax(-1) == y).to(nll)]).cpu().double()
 
 
 @torch.no_grad()
-def evaluate(model, s, codec, data, device):
-    """Over the whole validation split, exactly and on the training graph after its last sweep. Draws no random numbers.
-
-    Of text: losses and bits per byte; of a task: losses and accuracies."""
+def evaluate(model, s, codec, data, stop=None, graph=True):
+    """Exact loss, and accuracy (of a task) or bits per byte (of text), over the validation split; with graph,
+    also those of the training graph after its last sweep. Draws no random numbers. With stop, shows progress
+    on a terminal, and exits between two batches if told to stop."""
     model.eval()
-    task, n_bytes = "val_y" in data, torch.tensor([len(b) for b in codec.token_bytes], device=device)
-    totals = Counter()
-    by_position = torch.zeros(3, data["val"].shape[1] if task else s.block_size, dtype=torch.float64)
-    for x, y in windows(data, s.block_size, codec.vocab_size, device):
-        nll, right = exact(model, x, y)
-        by_position[:, :x.size(1)] += torch.stack([nll.sum(0), right.sum(0), torch.ones_like(nll).sum(0)])
-        totals["bytes"] += n_bytes[y].sum().item()
-        if s.lrt and s.lrt_mode == "parallel":
-            logits = model(x, None, s.lrt_subsets, s.lrt_sweeps)[0]
-            nll, right = F.cross_entropy(logits.transpose(1, 2), y, reduction="none").cpu().double(), (logits.argmax(-1) == y).cpu()
-        totals["nll"] += nll.sum().item()                                   # a training graph in sequence is the exact one
-        totals["right"] += right.sum().item()
-    model.train()
-    n, (nll, right, count) = by_position[2].sum().item(), by_position
-    result = {"val_loss": totals["nll"] / n, "val_loss_exact": nll.sum().item() / n}
-    if task:
-        result |= {"val_accuracy": totals["right"] / n, "val_accuracy_exact": right.sum().item() / n}
-    else:
-        result["val_bpb_exact"] = nll.sum().item() / math.log(2) / totals["bytes"]
-    return result | {"exact_by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
+    (S, K, _), task, device = s.dial(), "val_y" in data, model.embed.weight.device
+    T, size = data["val"].shape[1] if task else s.block_size, min(data["val"].size, s.eval_tokens)
+    n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
+    at, shown, n, bytes = torch.zeros(3, T, dtype=torch.float64), 0, 0, 0
+    for x, y in windows(data, T, s.eval_tokens, codec.vocab_size, device):
+        if stop and stop.signal:
+            sys.exit(128 + stop.signal)
+        if stop and sys.stdout.isatty():
+            print(f"evaluating {n / size:4.0%}", end="\r", flush=True)
+        exact = scores(model, x, y, None if s.lrt else 1)           # a plain GPT has one way of computing
+        at[:, :x.size(1)] += torch.cat([exact.sum(1), torch.full((1, x.size(1)), len(x))])
+        shown = shown + (scores(model, x, y, S, K) if s.lrt and S and graph else exact).sum((1, 2))
+        n, bytes = n + y.numel(), bytes + n_bytes[y].sum().item()
+    nll, right, count = at
+    row = {"val_loss": shown[0] / n, "val_loss_exact": nll.sum() / n}
+    row |= {"val_accuracy": shown[1] / n, "val_accuracy_exact": right.sum() / n} if task else \
+        {"val_bpb_exact": nll.sum() / math.log(2) / bytes}
+    return {**{name: round(value.item(), 6) for name, value in row.items()}, "val_tokens": n,
+            "exact_by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
 
 
-def accuracy_by_length(model, meta, seed, device, rows=256):
-    """Exact accuracy on new rows of 1, 2, 4, 8 and 16 times the trained length: {length: over the last tenth}, and
-    {length: over the whole}. A row's beginning is a shorter row, so one decoding of the longest does."""
-    x, y = (torch.from_numpy(a).to(device) for a in task_rows(meta["task"], rows, 16 * meta["length"], np.random.default_rng(seed)))
-    model.eval()
-    right = exact(model, x, y)[1].mean(0)
-    model.train()
-    lengths = [meta["length"] * n for n in (1, 2, 4, 8, 16)]
-    return ({n: round(right[min(n - 1, int(n * 0.9)):n].mean().item(), 5) for n in lengths},
-            {n: round(right[:n].mean().item(), 5) for n in lengths})
+@torch.no_grad()
+def accuracy_by_length(model, meta, seed, rows=256):
+    """{n: exact accuracy over the last tenth of n} for 1 to 16 times the trained length, in new rows."""
+    x, y = task_rows(meta["task"], rows, 16 * meta["length"], np.random.default_rng(seed))
+    x, y = (torch.from_numpy(a).to(model.embed.weight.device) for a in (x, y))
+    right, lengths = scores(model.eval(), x, y)[1].mean(0), [meta["length"] << n for n in range(5)]
+    return {n: round(right[min(n - 1, int(n * 0.9)):n].mean().item(), 5) for n in lengths}
 
 
 def badness(row):
@@ -243,36 +211,69 @@ def badness(row):
     return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
 
 
-def parted(row):
-    """A line that says so where decoding does not do what the training graph shows, or None."""
-    gap = row["val_loss_exact"] - row["val_loss"]
-    accuracy = row.get("val_accuracy_exact", 0.0) - row.get("val_accuracy", 0.0)
-    if abs(gap) > 0.02 or abs(accuracy) > 0.02:
-        verdict = "THEY DISAGREE: decoding is worse than the parallel training shows; raise --lrt_subsets or --lrt_sweeps, " \
-            "or use --lrt_mode=sequential" if gap > 0.02 or accuracy < -0.02 else "decoding is better"
-        return f"step {row['iter']:,}: exact - training graph = {gap:+.4f}{f', {accuracy:+.1%} right' if accuracy else ''}: {verdict}"
+def verdict(row):
+    """A line: does decoding do what the training graph shows? A task's answers decide, not its loss."""
+    name, most, better = ("accuracy", 0.02, 1) if "val_accuracy" in row else ("loss", 0.05, -1)
+    gap = row[f"val_{name}_exact"] - row[f"val_{name}"]
+    how = "they agree" if abs(gap) <= most else "decoding is better" if gap * better > 0 else \
+        "THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train nearer to it"
+    return f"exact - training graph = {gap:+.4f} in {name} (threshold {most}): {how}"
 
 
-def flops_of_row(model, s, T, device):
-    """Of forward and backward, multiplications and additions, for one row of T; full attention as in SDPA's maths."""
-    x = torch.zeros(1, T, dtype=torch.long, device=device)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        TrainingLoss(model, s)(x, x).backward()
-    model.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+# ---- Optimizers --------------------------------------------------------------------------------------------
+
+def orthogonalize(X):
+    """Newton-Schulz: five times a X + b (X Xᵀ) X + c (X Xᵀ)² X takes singular values to about 1 (0.7 to 1.2).
+    X (n, rows, columns), rows <= columns -> the same. In float32 on a CPU: in bfloat16, torch's Muon took
+    518 to 709 ms of a step on one without AVX-512, this one 34."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = X.bfloat16() if X.is_cuda else X.float()
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    polynomial = lambda A: torch.baddbmm(A, A, A, beta=b, alpha=c)
+    if X.is_cuda or X.size(2) < 2 * X.size(1):
+        for _ in range(5):
+            X = torch.baddbmm(X, polynomial(X @ X.mT), X, beta=a)
+        return X
+    A, I = X @ X.mT, a * torch.eye(X.size(1), device=X.device)
+    P = Q = I + polynomial(A)                   # long rows: the same polynomials, on the short sides alone
+    for _ in range(4):
+        A = P @ A @ P
+        P = I + polynomial(A)
+        Q = P @ Q
+    return Q @ X
 
 
-# ---- Optimizers --------------------------------------------------------------------------------------------------
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized, for hidden matrices (Keller Jordan, kellerjordan.github.io/posts/muon), as
+    large as AdamW's updates (arXiv:2502.16982). It is torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), but
+    matrices of one shape, or of its transpose, are stacked; the first of each stack has its state."""
+
+    def __init__(self, matrices, lr=1e-3, momentum=0.85, weight_decay=0.1):
+        stacks = {}
+        for p in matrices:
+            stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
+        super().__init__([{"params": stack} for stack in stacks.values()],
+                         dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params, lr, momentum = group["params"], group["lr"], group["momentum"]
+            wide = lambda x: x if x.size(0) <= x.size(1) else x.mT
+            grad, state = torch.stack([wide(p.grad) for p in params]), self.state[params[0]]
+            average = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - momentum)
+            size = -lr * 0.2 * max(params[0].shape) ** 0.5
+            for p, update in zip(params, orthogonalize(grad.lerp(average, momentum)).to(grad)):
+                wide(p).mul_(1 - lr * group["weight_decay"]).add_(update, alpha=size)
+
 
 def make_optimizers(model, s):
-    """Muon for the hidden matrices; AdamW for embedding, head and scalars, each at its multiple of the learning rate."""
-    adam = {"embed": model.embed.weight, "head": model.head.weight,
-            **{name: p for name, p in model.named_parameters() if p.ndim < 2}}
-    scale = {"embed": 3.0, "head": 1.0, "alpha": 3.0, "beta": 3.0, "gamma": 3.0}
-    matrices = [p for p in model.parameters() if not any(p is q for q in adam.values())]
-    return [torch.optim.Muon(matrices, momentum=0.85, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([{"params": [p], "scale": scale[name]} for name, p in adam.items()],
-                              betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=model.head.weight.is_cuda)]
+    """Muon for hidden matrices, AdamW for the others: at 3 times the learning rate, but for the head."""
+    head, fast = model.head.weight, [model.embed.weight, *(p for p in model.parameters() if p.ndim < 2)]
+    matrices = [p for p in model.parameters() if not any(p is q for q in (head, *fast))]
+    return [Muon(matrices, weight_decay=s.weight_decay),
+            torch.optim.AdamW([{"params": fast, "scale": 3.0}, {"params": [head]}], betas=(0.9, 0.95),
+                              eps=1e-10, weight_decay=0.0, fused=head.device.type in ("cpu", "cuda"))]
 
 
 def learning_rate(step, max_iters, s):
@@ -283,209 +284,74 @@ def learning_rate(step, max_iters, s):
     return s.min_lr + (s.learning_rate - s.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# ---- The run -----------------------------------------------------------------------------------------------------
+# ---- Going on, stopping, several processes ---------------------------------------------------------------
 
-def start_or_resume(s):
-    """(settings, checkpoint or None). Ends with an error rather than replace a run unasked."""
-    s.out_dir = str(Path(s.out_dir).expanduser())
+def refuse_to_replace(s):
+    """A run goes only if that is asked for."""
+    if not s.overwrite and any(os.path.exists(Path(s.out_dir, name)) for name in ("last.pt", "best.pt")):
+        how = command("python", "train.py", f"--resume={s.out_dir}")
+        fail(f"{s.out_dir} holds a run: go on with it ({how}), or replace it (--overwrite=1)")
+
+
+def start_or_resume(argv):
+    """(settings, contents of last.pt or None). A run that goes on does so as it was started, or longer."""
+    s, given = read_settings(argv)
     if not s.resume:
-        if any((Path(s.out_dir) / name).exists() for name in ("last.pt", "best.pt", "log.jsonl")) and not s.overwrite:
-            fail(f"{s.out_dir} holds a run: go on with it (--resume={s.out_dir}), replace it (--overwrite=1) or use another --out_dir")
+        refuse_to_replace(s)
         return s, None
-    path = Path(s.resume).expanduser() / "last.pt"
-    checkpoint = load_checkpoint(path, "cpu")[2]
+    path = Path(s.resume) if s.resume.endswith(".pt") else Path(s.resume, "last.pt")
+    if RANK == 0 and os.path.isfile(path):
+        own(path.parent, "--out_dir")
+    last = or_fail(load_checkpoint, path)[2]
+    new = "python", "train.py", f"--init_from={path}", "--out_dir=NEW"
     try:
-        if not {"optimizers", "iter", "seconds", "recent", "rows", "processes"} <= set(checkpoint):
-            raise ValueError("it has no optimizers")
-        if not (isinstance(checkpoint["iter"], int) and isinstance(checkpoint["rows"], list) and isinstance(checkpoint["recent"], list)
-                and isinstance(checkpoint["seconds"], float) and len(checkpoint["optimizers"]) == 2 and "sha256" in checkpoint["meta"]):
-            raise ValueError("its entries are not what train.py writes")
-        s = Settings(**{**checkpoint["settings"], "out_dir": str(path.parent), "resume": str(path.parent)})
-        check_settings(s)
-        if checkpoint["processes"] != WORLD:
-            fail(f"{path} is of a run with {checkpoint['processes']} processes, this one has {WORLD}: it would not be the same run")
-        return s, checkpoint
-    except (TypeError, ValueError) as e:
-        fail(f"{path} is not a checkpoint to go on from ({e}); sample.py can use it, train.py cannot")
+        kinds = dict(iter=int, seconds=float, recent=list, rows=list, optimizers=list, processes=int)
+        if wrong := [key for key, kind in kinds.items() if not isinstance(last.get(key), kind)]:
+            raise TypeError(f"it has no {wrong[0]}")
+        old = replace(Settings(**last["settings"]), out_dir=str(path.parent), resume=str(path.parent))
+    except TypeError as e:
+        fail(f"{path} is nothing to go on from ({e}); to begin a new run with its weights: {command(*new)}")
+    for name in set(given) - {"resume", "max_iters", "device", "compile", "eval_interval", "log_interval"}:
+        if getattr(s, name) != getattr(old, name):
+            flag = f"--{name}={getattr(s, name)}"
+            fail(f"{flag}: that run has {getattr(old, name)!r}, and goes on as it was started; a new run "
+                 f"with its weights: {command(*new, flag)}")
+    if last["processes"] != WORLD:
+        fail(f"{path} is of a run of {last['processes']} processes, this one has {WORLD}: another run")
+    both = {**asdict(old), **{name: getattr(s, name) for name in given if name != "resume"}}
+    s, _ = read_settings([f"--{name}={value}" for name, value in both.items() if value != ""])
+    if s.max_iters < old.max_iters:
+        fail(f"--max_iters={s.max_iters} is less than {old.max_iters}, which the learning rate is made for")
+    if s.max_iters > old.max_iters:
+        say(f"the learning rate now falls over {s.max_iters:,} steps, not {old.max_iters:,}: another plan")
+    return s, last
 
 
-def make_out_dir(folder):
-    """The folder, without what another run left in it: start_or_resume has seen to it that this is wanted."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("last.pt", "best.pt", "log.jsonl", "run.json"):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as e:
-        fail(f"--out_dir={folder}: {e.strerror}")
+class Stop:
+    """Ctrl-C, or the system's wish that this process end (SIGTERM; SIGHUP: the terminal is gone), is noted
+    and answered between two steps or two batches of an evaluation. A second one ends the process at once."""
+
+    def __init__(self):
+        self.signal = 0
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):                # no SIGHUP on Windows; nohup ignores it
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+                signal.signal(getattr(signal, name), self.note)
+
+    def note(self, number, frame):
+        if self.signal and WORLD == 1:                                  # torchrun repeats what all have got
+            sys.exit(128 + number)
+        self.signal = number
+        if number not in (signal.SIGINT, signal.SIGTERM) and sys.stdout.isatty():
+            sys.stdout = open(os.devnull, "w")                          # there is nobody to print to
 
 
-def prepare_once(s):
-    """load(), after making the data if they are not there: one process at a time, so once for each disk."""
-    for turn in range(WORLD):
-        if turn == RANK and not (Path("data") / s.dataset / "meta.json").exists():
-            prepare(s.dataset)
-        if WORLD > 1:
-            dist.barrier()
-    return load(s.dataset)
-
-
-@script
-def main(argv):
-    # ---- What to train, on what
-    s, checkpoint = start_or_resume(parse_settings(argv))
-    own_gpu = WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available()
-    device = find_device(f"cuda:{os.environ['LOCAL_RANK']}" if own_gpu else s.device)
+def together(*numbers):
+    """Sums over all processes, the same in each: what they do next may depend on nothing else. The others
+    wait here while the first one evaluates: for half an hour at most, and eval_tokens keeps that far away."""
     if WORLD > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    meta, codec, data = prepare_once(s)
-    T = meta.get("length", s.block_size)
-    if T > s.block_size:
-        fail(f"data/{s.dataset} has rows of {T}, more than --block_size={s.block_size} can see")
-    if "task" not in meta and len(data["train"]) <= T:
-        fail(f"data/{s.dataset}: {len(data['train']):,} training tokens are fewer than a row of --block_size={T} + 1")
-    try:
-        config = GPTConfig(s.block_size, codec.vocab_size, s.n_layer, s.n_head, s.n_embd, s.dropout, bool(s.lrt),
-                           s.lrt_memory_layer, s.lrt_memory_proj)
-    except ValueError as e:
-        fail(f"--{'lrt_' if str(e).startswith('memory') else ''}{e}")
-    torch.manual_seed(s.seed)
-    torch.set_float32_matmul_precision("high")              # TF32 where there is such a thing
-    model = GPT(config).to(device)
-    optimizers = make_optimizers(model, s)
-    out, first, seconds, recent, rows = Path(s.out_dir), 0, 0.0, [], []
-    if checkpoint:
-        if checkpoint["meta"]["sha256"] != meta["sha256"] or checkpoint["meta"]["codec"] != meta["codec"]:
-            fail(f"data/{s.dataset} is not what {out} was trained on ({checkpoint['meta']['source']}); prepare that again")
-        model.load_state_dict(checkpoint["model"])
-        try:
-            for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
-                optimizer.load_state_dict(state)
-        except Exception as e:      # a hostile file can raise anything at all
-            fail(f"{out / 'last.pt'}: its optimizers are not those of this model ({type(e).__name__})")
-        first, seconds, recent, rows = (checkpoint[k] for k in ("iter", "seconds", "recent", "rows"))
-
-    # ---- How long, how fast
-    lengths, rows_per_step = s.row_lengths(T), WORLD * s.batch_size * s.gradient_accumulation_steps
-    cost = {n: flops_of_row(model, s, int(n), device) for n in np.unique(lengths)}
-    tokens = rows_per_step * np.cumsum(lengths)                         # after each step
-    flops = rows_per_step * np.cumsum([float(cost[n]) for n in lengths])
-    max_iters = int((flops <= s.max_flops).sum()) if s.max_flops else s.max_iters
-    if max_iters < 1:
-        fail(f"--max_flops={s.max_flops:g} is less than one step, {flops[0]:.3g}")
-    dtype = s.dtype or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32")
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    compute = TrainingLoss(model, s)
-    if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.lrt_mode == "parallel"):
-        compute = torch.compile(compute)
-    if WORLD > 1:
-        compute = DistributedDataParallel(compute)
-    kind = "plain GPT" if not s.lrt else "LRT, token by token" if s.lrt_mode == "sequential" else \
-        f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
-    say(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters, {rows_per_step * max(cost.values()) / 1e9:.1f} GFLOP a step, "
-        f"{device.type}{f' x {WORLD}' if WORLD > 1 else ''} {dtype}, torch {torch.__version__}\n"
-        f"{meta['source']}: {data['train'].size:,} training tokens, {data['val'].size:,} for validation")
-
-    # ---- Files
-    def save(path, **more):
-        state = {"model": model.state_dict(), "config": asdict(config), "settings": asdict(s), "meta": meta, **more}
-        write_atomic(path, lambda f: torch.save(state, f))
-
-    def save_last():
-        if RANK == 0:
-            save(out / "last.pt", optimizers=[o.state_dict() for o in optimizers], iter=n, recent=recent, rows=rows, processes=WORLD,
-                 seconds=seconds + time.perf_counter() - start)
-
-    def write_log():
-        write_atomic(out / "log.jsonl", lambda f: f.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
-
-    def stop_unless_finite(loss, what):
-        if not math.isfinite(loss):
-            saved = f"{out / 'last.pt'} is from step {rows[-1]['iter']:,}" if rows else "nothing was saved yet"
-            fail(f"{what} is {loss} in step {step + 1:,}; {saved}. Try a smaller --learning_rate")
-
-    if RANK == 0:
-        if not checkpoint:
-            make_out_dir(out)
-        run = {"settings": asdict(s), "data": {k: v for k, v in meta.items() if k != "codec"}, "flops": flops[max_iters - 1],
-               "parameters": sum(p.numel() for p in model.parameters()), "processes": WORLD,
-               "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()}
-        write_atomic(out / "run.json", lambda f: f.write(json.dumps(run, indent=1).encode()))
-        if checkpoint:
-            write_log()
-
-    # ---- The loop. Ctrl-C is answered between two steps
-    interrupted = []
-
-    def stop_after_this_step(*_):
-        interrupted.append(True)
-        say("\nstopping after this step ...")
-
-    old_handler = signal.signal(signal.SIGINT, stop_after_this_step)
-    start = lap = time.perf_counter()
-    lap_tokens, n = tokens[first - 1] if first else 0, first
-    for step in range(first, max_iters):
-        torch.manual_seed((s.seed * 1_000_003 + step) * WORLD + RANK)       # for dropout
-        total = 0.0
-        for part in range(s.gradient_accumulation_steps):
-            x, y = batch(data, s, int(lengths[step]), step, part, device)
-            last_part = part == s.gradient_accumulation_steps - 1           # only then do processes exchange gradients
-            with nullcontext() if WORLD == 1 or last_part else compute.no_sync():
-                with autocast:
-                    loss = compute(x, y) / s.gradient_accumulation_steps
-                loss.backward()
-            total += loss.item()
-        if WORLD > 1:
-            shared = torch.tensor([total, len(interrupted)], device=device)
-            dist.all_reduce(shared)
-            total, interrupted = shared[0].item() / WORLD, [True] * int(shared[1])
-        stop_unless_finite(total, "the training loss")
-        if s.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, max_iters, s) * group.get("scale", 1.0)
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        recent.append(total)
-        n = step + 1
-        if n % s.log_interval == 0 or n == max_iters:
-            now = time.perf_counter()
-            speed = (tokens[step] - lap_tokens) / (now - lap)
-            say(f"step {n:6,}/{max_iters:,} {100 * n / max_iters:3.0f}%  loss {np.mean(recent[-s.log_interval:]):.4f}  "
-                f"{speed:8,.0f} tokens/s  {(tokens[max_iters - 1] - tokens[step]) / speed:4.0f} s left")
-            lap, lap_tokens = now, tokens[step]
-        if RANK == 0 and (n % s.eval_interval == 0 or n == max_iters):
-            row = {"iter": n, "tokens": int(tokens[step]), "flops": float(flops[step]),
-                   "seconds": seconds + time.perf_counter() - start, "train_loss": float(np.mean(recent)),
-                   **evaluate(model, s, codec, data, device)}
-            stop_unless_finite(row["val_loss_exact"], "the validation loss")
-            if "task" in meta:
-                row["accuracy_by_length"], row["accuracy_whole_by_length"] = accuracy_by_length(model, meta, (s.seed, n), device)
-            recent = []
-            rows.append(row)
-            say(f"step {n:6,} validation: exact {row['val_loss_exact']:.4f}, training graph {row['val_loss']:.4f} nats/token; "
-                + (f"exact {row['val_bpb_exact']:.4f} bits/byte" if "task" not in meta else
-                   f"right {row['val_accuracy_exact']:.1%} and {row['val_accuracy']:.1%}; last tenth of "
-                   + ", ".join(f"{k}: {v:.1%}" for k, v in row["accuracy_by_length"].items())))
-            if parted(row):
-                say(parted(row))
-            if row is min(rows, key=badness):
-                save(out / "best.pt", iter=n)
-            save_last()
-            write_log()
-            lap, lap_tokens = time.perf_counter(), tokens[step]
-        if interrupted:
-            save_last()
-            say(f"\nstopped after step {n}; go on with: "
-                + (f"torchrun --standalone --nproc_per_node={WORLD}" if WORLD > 1 else "python") + f" train.py --resume={out}")
-            sys.exit(130)
-    signal.signal(signal.SIGINT, old_handler)
-    if RANK == 0:
-        report(s, out, rows, data, device)
-    if WORLD > 1:
-        dist.destroy_process_group()
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(numbers)
+    return [float(n) for n in numbers]
 
 
 def say(line):
@@ -494,40 +360,270 @@ def say(line):
         print(line, flush=True)
 
 
-def report(s, out, rows, data, device):
-    """The final table, and of text a short sample of the best checkpoint."""
-    last, best, task = rows[-1], min(rows, key=badness), "val_y" in data
-    second = "val_accuracy" if task else "val_bpb"
-    table = [("validation, exact decoding", best),
-             ("  on the training graph", {"val_loss_exact": best["val_loss"], f"{second}_exact": best.get(second)})]
+# ---- The run ---------------------------------------------------------------------------------------------
+
+class Run:
+    """A model in training: what last.pt holds, and what follows from its settings and data."""
+
+    def __init__(self, s, device):
+        self.s, self.device, self.out = s, device, Path(s.out_dir)
+        self.meta, self.codec, self.data = load(s.dataset)
+        T = self.meta.get("length", s.block_size)
+        if T > s.block_size:
+            fail(f"data/{s.dataset} has rows of {T}, more than --block_size={s.block_size} can see")
+        if len(self.data["train"]) <= T and "task" not in self.meta:
+            fail(f"data/{s.dataset}: {len(self.data['train'])} training tokens; --block_size={T} is too long")
+        try:
+            self.config = GPTConfig(s.block_size, self.codec.vocab_size, s.n_layer, s.n_head, s.n_embd,
+                                    s.dropout, bool(s.lrt), s.lrt_memory_layer, s.lrt_memory_proj)
+        except ValueError as e:
+            fail(f"--{'lrt_' if str(e).startswith('memory') else ''}{e}")
+        torch.manual_seed(s.seed)
+        self.model = self.compute = GPT(self.config).to(device)
+        self.optimizers = make_optimizers(self.model, s)
+        self.iter, self.seconds, self.recent, self.rows = 0, 0.0, [], []    # steps; losses since a row; log
+        self.lengths, rows = s.row_lengths(T), WORLD * s.batch_size * s.gradient_accumulation_steps
+        cost = {n: float(self.flops_of_row(n)) for n in set(self.lengths.tolist())}
+        self.tokens = rows * self.lengths.cumsum()                          # after each step
+        self.flops = rows * np.cumsum([cost[n] for n in self.lengths.tolist()])
+        self.max_iters = int((self.flops <= s.max_flops).sum()) if s.max_flops else s.max_iters
+        if self.max_iters < 1:
+            fail(f"--max_flops={s.max_flops:g} is less than one step, {self.flops[0]:.3g}")
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.dtype = s.dtype or ("bfloat16" if half else "float32")
+
+    def flops_of_row(self, T):
+        """Of forward and backward, for one row of T; full attention as in SDPA's maths."""
+        x = torch.zeros(1, T, dtype=torch.long, device=self.device)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            self.model(x, x, *self.s.dial())[1].backward()
+        self.model.zero_grad(set_to_none=True)
+        return counter.get_total_flops()
+
+    def take(self, path, checkpoint, same):
+        """Begin with another run's weights, of which missing ones start as usual; or, the same run, go on."""
+        meta = checkpoint["meta"]
+        if any(meta.get(key) != self.meta[key] for key in ["codec"] + ["sha256"] * same):
+            fail(f"{path} was trained on --tokenizer={meta.get('tokenizer')} of {meta.get('source')}; data/"
+                 f"{self.s.dataset} is --tokenizer={self.meta['tokenizer']} of {self.meta['source']}")
+        config = GPTConfig(**checkpoint["config"])
+        for name in ["n_layer", "n_head", "n_embd"] + ["lrt", "memory_layer", "memory_proj"] * config.lrt:
+            if (had := getattr(config, name)) != getattr(self.config, name):
+                fail(f"{path} needs --{name.replace('mem', 'lrt_mem')}={int(had) if had is True else had}")
+        new = self.model.load_state_dict(checkpoint["model"], strict=False).missing_keys
+        if not same:
+            return say(f"weights of {path}" + (f"; starting as usual: {', '.join(new)}" if new else ""))
+        try:
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except Exception as e:      # a hostile file can raise anything at all
+            fail(f"{path}: its optimizers are not those of this model ({type(e).__name__})")
+        for name in ("iter", "seconds", "recent", "rows"):
+            setattr(self, name, checkpoint[name])
+
+    def claim(self):
+        """Make out_dir this run's own, empty it of another one, and tell what is going to happen."""
+        s, (S, K, _) = self.s, self.s.dial()
+        if not s.resume:
+            own(self.out, "--out_dir")
+            refuse_to_replace(s)                                            # one may have ended meanwhile
+            for name in ("last.pt", "best.pt", "log.jsonl", "by_position.json", "run.json"):
+                (self.out / name).unlink(missing_ok=True)
+        about = {"settings": asdict(s), "data": {k: v for k, v in self.meta.items() if k != "codec"},
+                 "flops": self.flops[self.max_iters - 1], "processes": WORLD, "torch": torch.__version__,
+                 "parameters": sum(p.numel() for p in self.model.parameters()),
+                 "python": platform.python_version(), "machine": platform.platform()}
+        write_atomic(self.out / "run.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
+        kind = f"LRT, S = {S} subsets, K = {K} sweeps" if S else "LRT, token by token"
+        gflop, sizes = np.diff(self.flops, prepend=0).max() / 1e9, {k: v.size for k, v in self.data.items()}
+        say(f"{kind if s.lrt else 'plain GPT'}: {about['parameters']:,} parameters, {gflop:.1f} GFLOP a step,"
+            f" {self.device.type}{f' x {WORLD}' * (WORLD > 1)} {self.dtype}, torch {torch.__version__}\n"
+            f"{self.meta['source']}: {sizes['train']:,} training tokens, {sizes['val']:,} for validation")
+
+    def save(self, name, **more):
+        state = {"model": self.model.state_dict(), "config": asdict(self.config), "settings": asdict(self.s),
+                 "meta": self.meta, "iter": self.iter, **more}
+        write_atomic(self.out / name, lambda f: torch.save(state, f))
+
+    def save_last(self):
+        """last.pt; and the log, whose losses by position, too long for a line, have a file of their own."""
+        self.saved = perf_counter()
+        self.save("last.pt", optimizers=[o.state_dict() for o in self.optimizers], processes=WORLD,
+                  rows=self.rows, recent=self.recent, seconds=self.seconds + self.saved - self.start)
+        rows = [{k: v for k, v in row.items() if k != "exact_by_position"} for row in self.rows]
+        at = {row["iter"]: row["exact_by_position"] for row in self.rows}
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        write_atomic(self.out / "log.jsonl", lambda f: f.write(lines),
+                     self.out / "by_position.json", lambda f: f.write(json.dumps(at).encode()))
+
+    def step(self):
+        """Forward, backward, update. Returns the loss."""
+        s, step, total = self.s, self.iter, 0.0
+        torch.manual_seed((s.seed * 1_000_003 + step) * WORLD + RANK)       # for dropout
+        self.model.train()
+        for part in range(s.gradient_accumulation_steps):
+            x, y = batch(self.data, s, int(self.lengths[step]), step, part, self.device)
+            last_part = part == s.gradient_accumulation_steps - 1       # processes exchange gradients
+            with nullcontext() if WORLD == 1 or last_part else self.compute.no_sync():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                    loss = self.compute(x, y, *s.dial())[1] / s.gradient_accumulation_steps
+                loss.backward()
+            total += loss.item()
+        if s.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.grad_clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, self.max_iters, s) * group.get("scale", 1.0)
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self.iter += 1
+        return total
+
+    def must_be_finite(self, loss, what):
+        if not math.isfinite(loss):
+            saved = "last.pt is earlier" if os.path.exists(self.out / "last.pt") else "nothing was saved yet"
+            fail(f"{what} is {loss} in step {self.iter:,}; {saved}. Try a smaller --learning_rate")
+
+    def validate(self, stop):
+        """Evaluate: a row of the log, and the checkpoints. Or nothing, if told to stop meanwhile."""
+        try:
+            found = evaluate(self.model, self.s, self.codec, self.data, stop)
+        except SystemExit:
+            return
+        self.must_be_finite(found["val_loss_exact"], "the validation loss")
+        n, seconds = self.iter, self.seconds + perf_counter() - self.start
+        if "task" in self.meta:
+            found["accuracy_by_length"] = accuracy_by_length(self.model, self.meta, (self.s.seed, n))
+        row = {"iter": n, "tokens": int(self.tokens[n - 1]), "flops": float(self.flops[n - 1]),
+               "seconds": round(seconds, 1), "train_loss": round(float(np.mean(self.recent)), 6), **found}
+        self.rows, self.recent = [*self.rows, row], []
+        say(f"step {n:6,} validation: exact {in_words(row, self.s)} ({row['val_tokens']:,} tokens)")
+        if row is min(self.rows, key=badness):
+            self.save("best.pt")
+        self.save_last()
+
+
+def in_words(row, s):
+    """The numbers of an evaluation; those of the training graph where it is not the exact one."""
+    graph = lambda key, form: f" ({row[key]:{form}} on the training graph)" if s.lrt and s.dial()[0] else ""
+    line = f"{row['val_loss_exact']:.4f} nats/token{graph('val_loss', '.4f')}, "
+    if "val_bpb_exact" in row:
+        return line + f"{row['val_bpb_exact']:.4f} bits/byte"
+    shares = ", ".join(f"{n}: {share:.1%}" for n, share in row.get("accuracy_by_length", {}).items())
+    return line + f"{row['val_accuracy_exact']:.1%} right{graph('val_accuracy', '.1%')}" + \
+        f"; last tenth of {shares}" * bool(shares)
+
+
+def seconds_of_evaluation(run, graph):
+    """An estimate: of more and more of its tokens, until that takes a moment."""
+    few, size = 256, min(run.data["val"].size, run.s.eval_tokens)
+    new = 4096 * run.meta["length"] if graph and "task" in run.meta else 0      # tokens of accuracy_by_length
+    while True:
+        few, start = 4 * few, perf_counter()
+        evaluate(run.model, replace(run.s, eval_tokens=few), run.codec, run.data, graph=graph)
+        if few >= size or perf_counter() - start > 0.3:
+            return (perf_counter() - start) * (size + new) / min(few, size)
+
+
+def train(run, stop):
+    """Steps and evaluations, until the last one, or until all processes agree to stop."""
+    s, end, tokens, stopping = run.s, run.max_iters, np.concatenate([[0], run.tokens]), 0
+    said = run.start = run.saved = perf_counter()
+    evaluation, report = (seconds_of_evaluation(run, graph) if RANK == 0 else 1.0 for graph in (True, False))
+    since, at, losses, quiet = perf_counter(), run.iter, [], 2              # of the next line of progress
+    evaluated, spent, done = run.rows[-1]["iter"] if run.rows else 0, 0.0, 0
+    while not stopping:
+        if run.iter > evaluated and (run.iter % s.eval_interval == 0 or run.iter == end):
+            start, evaluated = perf_counter(), run.iter
+            if evaluation > 5 and not sys.stdout.isatty():
+                say(f"evaluating, for about {evaluation:.0f} s ...")
+            if RANK == 0:
+                run.validate(stop)
+            stopping = together(stop.signal)[0]
+            report, evaluation = report * (perf_counter() - start) / evaluation, perf_counter() - start
+            since, at, losses = perf_counter(), run.iter, []
+        elif run.iter == end:
+            return
+        else:
+            loss, stopping = together(run.step() / WORLD, stop.signal)
+            run.must_be_finite(loss, "the training loss")
+            run.recent.append(loss)
+            losses.append(loss)
+            n, now = run.iter, perf_counter()
+            if n % s.log_interval == 0 or n == end or now - said > quiet:
+                speed = (tokens[n] - tokens[at]) / (now - since)
+                spent, done = spent + now - since, done + tokens[n] - tokens[at]
+                evaluations = -(-end // s.eval_interval) - (n - 1) // s.eval_interval
+                left = (tokens[end] - tokens[n]) * spent / done + evaluations * evaluation + report * s.lrt
+                name = "loss over all passes" if s.lrt and s.dial()[0] else "loss"
+                say(f"step {n:6,}/{end:,} {n / end:4.0%}  {name} {np.mean(losses):.4f}  "
+                    f"{speed:8,.0f} tokens/s  {left:4.0f} s left")
+                since, at, losses, said, quiet = now, n, [], now, 15
+            elif quiet == 2 and len(losses) == 1:                           # the very first step takes longer
+                since, at = now, n
+            if RANK == 0 and now - run.saved > SAVE_SECONDS:
+                run.save_last()
+    if RANK == 0:
+        run.save_last()
+    start = ["python"] if WORLD == 1 else ["torchrun", "--standalone", f"--nproc_per_node={WORLD}"]
+    again = command(*start, "train.py", f"--resume={run.out}")
+    say(f"\nstopped after step {run.iter:,}; go on with: {again}")
+    sys.exit(128 + (stop.signal or signal.SIGINT))
+
+
+def report(run, stop):
+    """The results, and what the best checkpoint says."""
+    s, task, best, last = run.s, "task" in run.meta, min(run.rows, key=badness), run.rows[-1]
+    model, codec, _ = or_fail(load_checkpoint, run.out / "best.pt", run.device)
+    for name, row in {"best": best, "last": last}.items() if best is not last else [("result", best)]:
+        print(f"\n{name}, step {row['iter']:,}, {row['seconds']:,.0f} s: exact {in_words(row, s)}")
     if s.lrt:
-        model, codec, _ = load_checkpoint(out / "best.pt", device)
-        hold_latent_at_zero(model)
-        table.append(("  exact, latent held at 0", evaluate(model, replace(s, lrt_mode="sequential"), codec, data, device)))
-    if best is not last:
-        table.append(("  exact, at the last step", last))
-    print(f"\n{'':28}{'nats/token':>12}{'accuracy' if task else 'bits/byte':>12}{'step':>9}{'seconds':>9}")
-    for name, row in table:
-        value = row[f"{second}_exact"]
-        when = f"{row['iter']:9,}{row['seconds']:9.0f}" if "iter" in row else ""
-        print(f"{name:28}{row['val_loss_exact']:12.4f}{'' if value is None else f'{value:12.4f}'}{when}")
-    if s.lrt:
-        warnings = dict.fromkeys(filter(None, (parted(best), parted(last))))
-        print("\n".join(warnings) or f"exact - training graph = {best['val_loss_exact'] - best['val_loss']:+.4f}: they agree")
+        held = or_fail(load_checkpoint, run.out / "best.pt", run.device)[0]
+        hold_latent_at_zero(held)
+        found = evaluate(held, s, codec, run.data, stop, graph=False)
+        print(f"latent held at 0: {in_words(found, replace(s, lrt=0))}")
+    if s.lrt and s.dial()[0]:
+        print(verdict(best))
+    if task and best["val_accuracy"] > 0.95 and (at_4 := list(best["accuracy_by_length"].values())[2]) < 0.9:
+        print(f"SOLVED FOR THE TRAINED LENGTH ONLY: right {best['val_accuracy']:.1%} on the training graph, "
+              f"{at_4:.1%} at 4 times the length when it decodes; {'' if s.lrt else '--lrt=1 '}"
+              "--lrt_mode=sequential trains that")
+    print("\n$", command("python", "sample.py", f"--out_dir={run.out}", *["--prompt=1 0 1 1"] * task))
     if task:
-        print(f"\n{'exact accuracy at length':28}" + "".join(f"{n:>9}" for n in best["accuracy_by_length"]))
-        for name, key in (("  over the last tenth", "accuracy_by_length"), ("  over the whole row", "accuracy_whole_by_length")):
-            print(f"{name:28}" + "".join(f"{v:9.2%}" for v in best[key].values()))
-        at_4 = list(best["accuracy_by_length"].values())[2]
-        if best["val_accuracy"] > 0.95 and at_4 < 0.9:
-            print(f"SOLVED FOR THE TRAINED LENGTH ONLY: right {best['val_accuracy']:.1%} on the training graph, {at_4:.1%} at 4 times "
-                  "the length when it decodes; " + ("--lrt_mode=sequential trains what decoding does" if s.lrt else
-                  "--lrt=1 --lrt_mode=sequential trains a memory for it"))
-        return
-    print(f"\n---- sample of {out / 'best.pt'}; more: python sample.py --out_dir={out} " + "-" * 20)
-    model, codec, _ = load_checkpoint(out / "best.pt", device)
-    prompt = codec.encode("\n") if b"\n" in codec.token_bytes else [0]
-    stream(model.eval(), codec, prompt, 1, 400, 0.8, 200, torch.Generator(device).manual_seed(s.seed))
+        print(answers(model, codec, codec.encode("1 0 1 1")))
+    else:
+        stream(model, codec, codec.start(), 400, 0.8, 200, torch.Generator(run.device).manual_seed(s.seed))
+
+
+@script
+def main(argv):
+    s, last = start_or_resume(argv)
+    own_gpu = WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available()
+    device = or_fail(find_device, f"cuda:{os.environ['LOCAL_RANK']}" if own_gpu else s.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")                          # TF32
+    run = Run(s, device)
+    if last or s.init_from:
+        run.take(s.resume or s.init_from, last or or_fail(load_checkpoint, s.init_from)[2], bool(last))
+    if RANK == 0:
+        run.claim()
+    if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"]:
+        how = command("python", "train.py", f"--resume={run.out}", f"--max_iters={2 * run.iter}")
+        say(f"{run.out} is finished; to go on: {how}; to begin a new run with its weights: --init_from")
+    if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.dial()[0]):
+        say("compiling, a minute or so ...")
+        run.compute = torch.compile(run.compute)
+    if WORLD > 1:       # what they agree on goes over gloo, on GPUs, too
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        run.compute = DistributedDataParallel(run.compute)
+    stop = Stop()
+    train(run, stop)
+    if RANK == 0:
+        report(run, stop)
+    if WORLD > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""train.py, but no gradient flows from the sweeps into pass 0 (its own loss still trains it): an experiment of results.py."""
+"""train.py, but no gradient flows from the sweeps into pass 0 (its own loss still trains it): for results.py."""
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import lrt
-import train
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lrt import GPT
+from train import main
 
-fill = lrt.GPT.fill
-
-
-def fill_without_gradient(self, idx, subsets, cache=None):
-    buffer = fill(self, idx, subsets, cache)
-    buffer.state = [x.detach() for x in buffer.state]
-    buffer.k, buffer.v = ([[x.detach() for x in layer] for layer in layers] for layers in (buffer.k, buffer.v))
-    return buffer
+extend = GPT.extend
 
 
-lrt.GPT.fill = fill_without_gradient
-train.main()
+def extend_without_gradient(self, idx, cache, m=None):
+    extend(self, idx, cache, m)
+    if m is None:                               # pass 0; its loss is computed from cache.h, which stays
+        cache.latents, cache.kv = cache.latents.detach(), [kv.detach() for kv in cache.kv]
+
+
+GPT.extend = extend_without_gradient
+main()
