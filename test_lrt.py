@@ -382,8 +382,8 @@ def prefill_case(case):
         "two rows": (dict(), 2, 40, 3),
         "first layer": (dict(memory_layer=1), 1, 40, 2),
         "S = 1": (dict(), 1, 30, 1),
-        "pieces": (dict(block_size=4, n_layer=2), 1, 560, 4),
-        "last piece": (dict(block_size=4, n_layer=2), 1, 515, 4),
+        "pieces": (dict(block_size=4, n_layer=1), 1, 560, 8),
+        "last piece": (dict(block_size=4, n_layer=1), 1, 515, 8),
     }[case]
     model = random_model(**{**dict(scale=0.05, block_size=64), **changes})
     idx = tokens(model, B, T)
@@ -397,9 +397,8 @@ KNOWN = ([("exact", name, 20) for name in PLAIN]
          + [("passes", name, S, K) for name in ("shared", "middle layer, layerwise") for S, K in DIALS]
          + [("qkv", case, memory) for case in ("gates", "three heads", "one head") for memory in (0, 1)]
          + [("qkv", "plain", 0)]
-         + [("prefill", case, tol) for case in ("two rows", "first layer", "S = 1")
-            for tol in (1e-1, 1e-2, 1e-4, 1e-7)]
-         + [("prefill", case, tol) for case in ("pieces", "last piece") for tol in (1e-2, 1e-6)])
+         + [("prefill", case, tol) for tol in (1e-2, 1e-6) for case in ("two rows", "pieces", "last piece")]
+         + [("prefill", case, tol) for tol in (1e-1, 1e-2, 1e-4, 1e-7) for case in ("first layer", "S = 1")])
 
 
 @functools.cache
@@ -2229,7 +2228,7 @@ RIGHT = [           # the same by another hand, which has to pass
 ]
 
 
-def cases(tests):
+def cases(tests, quick=False):
     """The name and a call of each test with each of its parameters; none of those with a fixture. Quick
     tests come first, and of each test the first parameters, as that finds what is wrong soonest."""
     found = []
@@ -2242,20 +2241,21 @@ def cases(tests):
             values = [value if len(part) > 1 else (value,) for part, value in zip(names, chosen)]
             named = {name: v for part, value in zip(names, values) for name, v in zip(part, value)}
             found.append((test in SLOW, n, test.__name__, functools.partial(test, **named)))
+    found = [case for case in found if not quick or not case[0] and case[1] < 2]
     return [(name, call) for _, _, name, call in sorted(found, key=lambda case: case[:2])]
 
 
-def killed_by(function, new, first_only=True):
+def killed_by(function, new, first_only=True, quick=False):
     """Names of the tests that fail with a function of lrt.py replaced, and what the first one says. Of an
-    exercise only its own tests are run."""
+    exercise only its own tests are run. quick: none that take long, and each with two parameters at most."""
     for which in KNOWN:
         known(*which)                                       # now, while all is right
     numbers_of = {name: n for n, (name, *_) in enumerate(EXERCISES, 1)}
-    tests = TESTS[numbers_of[function]] if function in numbers_of else sum(TESTS.values(), [])
+    tests = TESTS[numbers_of[function]] if function in numbers_of else sum((TESTS[n] for n in range(9)), [])
     killers, said = [], ""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*owner_of(function), new)
-        for name, test in cases(tests):
+        for name, test in cases(tests, quick):
             try:
                 test()
             except pytest.fail.Exception as e:
@@ -2276,7 +2276,7 @@ def test_mutant_is_rejected(mutant):
 @only_lrt
 @pytest.mark.parametrize("function, source", RIGHT, ids=[f for f, _ in RIGHT])
 def test_right_work_by_another_hand_passes(function, source):
-    killers, said = killed_by(function, defined(source, function.split(".")[-1]))
+    killers, said = killed_by(function, defined(source, function.split(".")[-1]), quick=True)
     assert not killers, f"{killers}: {said}"
 
 
@@ -2586,9 +2586,8 @@ BROKEN = {          # file: (its bytes, points for exercise 1, what is said abou
     "endless.py": (b"def shift_right(latent, first=None):\n    while True:\n        print(1)\n", 0,
                    "endless"),
     "exits.py": (b"def shift_right(latent, first=None):\n    torch.os._exit(0)\n", 0, "_exit"),
-    "raises.py": (b"def shift_right(latent, first=None):\n    raise KeyboardInterrupt\n", 0, "tests"),
     "quits.py": (b"def shift_right(latent, first=None):\n    raise SystemExit(0)\n", 0, "tests"),
-    "wrong.py": (GOOD.replace(":-1", ":-1").replace("latent[:, :-1]", "latent[:, :-1].detach()").encode(), 0,
+    "wrong.py": (GOOD.replace("latent[:, :-1]", "latent[:, :-1].detach()").encode(), 0,
                  "no gradient reaches latent"),
     "decorated.py": (b"@nothing\ndef shift_right(latent, first=None):\n    return latent\n", 0, "nothing"),
     "imports.py": (b"import os\ndef shift_right(latent, first=None):\n    return os.nothing\n", 0, "uses os"),
