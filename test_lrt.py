@@ -382,8 +382,9 @@ def prefill_case(case):
         "two rows": (dict(), 2, 40, 3),
         "first layer": (dict(memory_layer=1), 1, 40, 2),
         "S = 1": (dict(), 1, 30, 1),
-        "pieces": (dict(block_size=4, n_layer=1), 1, 560, 8),
+        "pieces": (dict(block_size=4, n_layer=1), 1, 600, 2),
         "last piece": (dict(block_size=4, n_layer=1), 1, 515, 8),
+        "more in the last": (dict(block_size=4, n_layer=1, seed=1), 1, 600, 2),
     }[case]
     model = random_model(**{**dict(scale=0.05, block_size=64), **changes})
     idx = tokens(model, B, T)
@@ -397,7 +398,8 @@ KNOWN = ([("exact", name, 20) for name in PLAIN]
          + [("passes", name, S, K) for name in ("shared", "middle layer, layerwise") for S, K in DIALS]
          + [("qkv", case, memory) for case in ("gates", "three heads", "one head") for memory in (0, 1)]
          + [("qkv", "plain", 0)]
-         + [("prefill", case, tol) for tol in (1e-2, 1e-6) for case in ("two rows", "pieces", "last piece")]
+         + [("prefill", "two rows", 1e-2), ("prefill", "two rows", 1e-6), ("prefill", "pieces", 3e-3)]
+         + [("prefill", case, 1e-2) for case in ("last piece", "more in the last")]
          + [("prefill", case, tol) for tol in (1e-1, 1e-2, 1e-4, 1e-7) for case in ("first layer", "S = 1")])
 
 
@@ -1224,9 +1226,9 @@ def test_ex8_at_most_tol_is_enough():
 @exercise(8)
 def test_ex8_each_row_counts():
     """One row settles at once, the other late, whichever comes first; both are right."""
-    model = random_model(scale=0.08, block_size=64)
-    idx = tokens(model, 3, 48)
-    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2], [2, 0, 1]):
+    model = random_model(scale=0.08, block_size=64, n_layer=2)
+    idx = tokens(model, 3, 32)
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         cache, alone = model.init_cache(3), []
         model.prefill(idx[order], cache, subsets=2, tol=1e-5)
         for row in order:
@@ -2267,8 +2269,9 @@ def killed_by(function, new, first_only=True, quick=False):
 
 
 @only_lrt
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[f"{m[1]}: {m[0]}" for m in MUTANTS])
+@pytest.mark.parametrize("mutant", MUTANTS[::3], ids=[f"{m[1]}: {m[0]}" for m in MUTANTS[::3]])
 def test_mutant_is_rejected(mutant):
+    """Every third, for the sake of time; python test_lrt.py --mutants tries all."""
     killers, said = killed_by(mutant[1], changed(*mutant[1:]))
     assert killers, f"{mutant[1]} passes its tests: {mutant[0]}"
 
@@ -3642,12 +3645,13 @@ if __name__ == "__main__":
     if set(flags) == {"--handout"} and len(names) == 1:
         handout(*names)
     elif set(flags) == {"--mutants"} and not names:
+        survived = 0
         for mutant in MUTANTS:
-            killers, said = killed_by(mutant[1], changed(*mutant[1:]), first_only=False)
+            killers, said = killed_by(mutant[1], changed(*mutant[1:]))
             print(f"{'rejected' if killers else 'SURVIVED'}  {mutant[1]}: {mutant[0]}")
-            for name in killers:
-                print(f"              {name}")
-            print(f"          {said}", flush=True)
+            print(f"          {killers[0]}: {said}" if killers else "", flush=True)
+            survived += not killers
+        sys.exit(f"{survived} of {len(MUTANTS)} survived" if survived else 0)
     elif "--grade" in flags and set(flags) <= {"--grade", "--json", "--csv", "--limit"} and names:
         form = "json" if "--json" in flags else "csv" if "--csv" in flags else ""
         grade_files(names, form, float(flags.get("--limit", 30)))
