@@ -447,6 +447,13 @@ def test_ex1_dtype_stays(dtype):
         check(m.dtype == dtype, f"latent is {dtype}, the memory {m.dtype}")
 
 
+@exercise(1)
+def test_ex1_on_any_device():
+    latent = torch.empty(2, 3, 4, device="meta")            # tensors without numbers: they mix with no others
+    for m in (lrt.shift_right(latent), lrt.shift_right(latent, latent[:, 0])):
+        check(m.device == latent.device, f"latent is on {latent.device}, the memory on {m.device}")
+
+
 # ---- Exercise 2: Cache.advance -----------------------------------------------------------------------------
 
 def made_up_cache(W, n, T, has_lrt=True):
@@ -646,6 +653,22 @@ def test_ex4_some_positions_at_a_time(name):
     close(mine, h[:, 3:], "h of the last two positions alone", THERE)
     if model.config.lrt:
         close(its_latent, latent[:, 3:], "latent of the last two positions alone", THERE)
+
+
+@exercise(4)
+def test_ex4_embeddings_are_dropped_out_elsewhere():
+    """x0 comes with its dropout, which is that of all passes; in layers only blocks drop."""
+    model, x0, m = layers_case("shared", 1)
+    expected, model.dropout.p = run_layers(model, x0, m)[0], 0.5
+    close(run_layers(model.train(), x0, m)[0], expected, "h in training, where blocks drop nothing", THERE)
+
+
+@exercise(4)
+def test_ex4_on_any_device():
+    model, x0, m = layers_case("layerwise", 1)
+    for memory in (m.to("meta"), None):
+        h, latent, _ = run_layers(model.to("meta"), x0.to("meta"), memory)
+        check(h.device == latent.device == x0.to("meta").device, "h or latent is on another device")
 
 
 # ---- Exercise 5: GPT.recur ---------------------------------------------------------------------------------
@@ -860,6 +883,17 @@ def test_ex6_gradients(name, S, passes):
     for part, kind in enumerate(("h", "latents", "keys and values")):
         named = dict(latent=latent, **{n: p for n, p in model.named_parameters() if not n.startswith("head")})
         slopes(lambda: refined(part), named, f"{kind} after {passes} of {S} subset passes")
+
+
+@exercise(6)
+def test_ex6_on_any_device():
+    """As on a GPU: all that is made must be made where the model is. (meta: tensors without numbers.)"""
+    model = random_model().to("meta")
+    cache, idx = model.init_cache(2), torch.zeros(2, 5, dtype=torch.long, device="meta")
+    model.extend(idx, cache)
+    for s in range(2):
+        model.refine(cache, s, 2)
+    check(cache.h.device == idx.device and cache.latents.shape == (2, 5, 16), "h: another device")
 
 
 # ---- Exercise 7: GPT.forward -------------------------------------------------------------------------------
@@ -1079,6 +1113,26 @@ def test_ex7_impossible_dials_are_refused(has_lrt):
     for dial in (dict(), dict(subsets=1), dict(subsets=2)):
         refuses(lambda: model(tokens(model, 1, 14), **dial), f"14 tokens where block_size is 13, {dial}")
         refuses(lambda: model(idx[:, :0], **dial), f"no token at all, {dial}")
+
+
+@exercise(7)
+@pytest.mark.parametrize("has_lrt", [True, False])
+def test_ex7_on_any_device(has_lrt):
+    model, idx = random_model(lrt=has_lrt).to("meta"), torch.zeros(2, 5, dtype=torch.long, device="meta")
+    for dial in (dict(subsets=2), dict(subsets=3, sweeps=2, loss_weights=(0, 1, 1))):
+        logits, loss = model(idx, idx, **dial)
+        check(logits.device == loss.device == idx.device and loss.shape == (), "logits or loss: device")
+
+
+@exercise(7)
+def test_ex7_embeddings_are_dropped_out_once():
+    """In training the sweeps see the embeddings of pass 0: S = T over the same ones is the loop over them."""
+    model = random_model(dropout=0.0).train()
+    idx, drawn, model.dropout.p = tokens(model, 2, 6), [], 0.5
+    dropout = model.dropout.forward
+    model.dropout.forward = lambda x: drawn.append(x) or dropout(x)
+    model(idx, idx, subsets=3, sweeps=2)
+    check(len(drawn) == 1, f"dropout of embeddings was drawn {len(drawn)} times in one call; expected once")
 
 
 # ---- Exercise 8: GPT.prefill -------------------------------------------------------------------------------
@@ -1758,6 +1812,9 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text, and so
     ("alpha ignored", "GPT.layers", "self.alpha[i] * x +", "x +"),
     ("alpha applied to x0 and beta to x", "GPT.layers", "self.alpha[i] * x + self.beta[i] * x0",
      "self.alpha[i] * x0 + self.beta[i] * x"),
+    ("x0 dropped out once more", "GPT.layers", "x, m_k, m_v, outputs = x0,",
+     "x, m_k, m_v, outputs = self.dropout(x0),"),
+    ("zeros on the CPU", "GPT.layers", "0 if m is None else", "torch.zeros(x0.shape) if m is None else"),
     ("beta ignored", "GPT.layers", "self.beta[i] * x0", "0 * x0"),
     ("x0 is the layer's own input", "GPT.layers", "self.beta[i] * x0", "self.beta[i] * x"),
     ("x0 left out of the first layer", "GPT.layers", "self.beta[i] * x0", "self.beta[i] * x0 * (i > 0)"),
@@ -1888,11 +1945,16 @@ MUTANTS = [         # (what is wrong, function, its text, the wrong text, and so
      "cache.latents[:, s::S] = latents"),
     ("all under no_grad", "GPT.refine", "def refine", "@torch.no_grad()\ndef refine"),
     ("x0 detached", "GPT.refine", "cache.x0[:, s::S]", "cache.x0[:, s::S].detach()"),
+    ("made on the CPU", "GPT.refine", "    m = shift",
+     "    cache.h = cache.h + torch.zeros(cache.h.size(0), 1, 1)\n    m = shift"),
     ("all positions computed", "GPT.refine", "    m = shift", "    s, S = 0, 1\n    m = shift"),
     ("later subsets too", "GPT.refine", "    m = shift", "    S = 1\n    m = shift"),
     ("advances", "GPT.refine", "    h, latents =",
      "    cache.pos += 0 if s + 1 < S else 1\n    h, latents ="),
     # GPT.forward
+    ("pass 0 again for each sweep", "GPT.forward", "for _ in range(K):",
+     "for _ in range(K):\n        self.extend(idx, new := self.init_cache(idx.size(0)))\n        "
+     "cache.x0 = new.x0"),
     ("one sweep too few", "GPT.forward", "range(K):", "range(K - 1):"),
     ("one sweep too many", "GPT.forward", "range(K):", "range(K + 1):"),
     ("last subset left out", "GPT.forward", "range(S):", "range(max(1, S - 1)):"),
@@ -2157,7 +2219,7 @@ RIGHT = [           # the same by another hand, which has to pass
     ("GPT.refine", """
         def refine(self, cache, s, S):
             T = cache.x0.size(1)
-            which = torch.arange(s, T, S)
+            which = torch.arange(s, T, S, device=cache.h.device)
             before = torch.cat([cache.latent.unsqueeze(1), cache.latents], dim=1)
             def store(i, k, v):
                 kv = cache.kv[i].clone()
