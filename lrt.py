@@ -72,12 +72,12 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 def shift_right(latent, first=None):
-    """The recurrence for all positions: m_t = latent_{t-1}, m_0 = first or 0. (B, T, C) -> same."""
+    """The recurrence: m_t = latent_{t-1}, m_0 = first (B, C), None for 0. (B, T, C) -> same."""
     first = torch.zeros_like(latent[:, 0]) if first is None else first
     return torch.cat([first[:, None], latent[:, :-1]], dim=1)
 
 def cross_entropy(logits, targets):
-    """Mean in nats over all targets but those of -1. (B, T, V), (B, T) -> ()."""
+    """Mean in nats over all targets but those of -1; 0 if none is left. (B, T, V), (B, T) -> ()."""
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
     return nll / (targets != -1).sum().clamp(min=1)
 
@@ -112,13 +112,13 @@ class Cache:
         return self.x0.new_ones(n, n, dtype=torch.bool).tril().triu(1 - self.W)[n - T + s::S]
 
     def advance(self):
-        """The newest are done. Of their keys and values those stay that the next token sees."""
+        """The newest are done: pos, latent; of keys and values stay those that the next one sees."""
         self.pos += self.x0.size(1)
         self.latent = None if self.latent is None else self.latents[:, -1]
         self.kv = [kv[..., max(0, kv.size(3) - self.W + 1):, :] for kv in self.kv]
 
 class Block(nn.Module):
-    """A layer. With config.lrt it has two gates in each head, and takes what the memory gives."""
+    """A layer. config.lrt: with 2 H gates, 2 σ(W_g y), first H local, then H for the memory."""
     def __init__(self, config):
         super().__init__()
         C, self.n_head = config.n_embd, config.n_head
@@ -132,8 +132,8 @@ class Block(nn.Module):
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
     def qkv(self, y, m_k=0, m_v=0):
-        """Queries, keys and values, (B, H, T, D) each, of normed inputs y (B, T, C) and of what the
-        memory gives, m_k and m_v, (B, H, T, D) each or 0. A plain GPT has no gates."""
+        """Queries, keys, values, (B, H, T, D) each, of normed inputs y (B, T, C) and of what memory
+        gives, m_k, m_v, same or 0: W_q y, g_local W_k y + g_mem m_k; v as k. Plain: no gates."""
         q, k, v = self.heads(self.w_q(y)), self.heads(self.w_k(y)), self.heads(self.w_v(y))
         if self.w_g is not None:                                                            # LRT
             gates = 2 * torch.sigmoid(self.w_g(y))          # (B, T, 2H): H local, then H memory
@@ -223,8 +223,8 @@ class GPT(nn.Module):
 
     # ---- In parallel: pass 0, then sweeps over subsets
     def refine(self, cache, s, S):
-        """A subset pass: compute every S-th of the newest positions, from s on, once more, with
-        the newest latents as memory; what comes out takes the place of what was there."""
+        """A subset pass: compute every S-th of the newest, from s on, once more; memory: the newest
+        latents, of the first cache.latent. What comes out takes the place of the old, in copies."""
         m = shift_right(cache.latents, cache.latent)[:, s::S]
         rope, store = [x[s::S] for x in cache.rope], partial(cache.replace, s, S)
         h, latents = self.layers(cache.x0[:, s::S], rope, cache.mask(s, S), store, m)
@@ -264,8 +264,8 @@ class GPT(nn.Module):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep changes nothing
         that it writes (h, latents, keys, values) by more than tol; number ⌈T/S⌉ makes all exact.
-        cache.sweeps: the most that a piece took; cache.residual: the largest change in a piece's
-        last sweep, 0 in number ⌈T/S⌉. Raises ValueError for S < 1 or T < 1."""
+        cache.sweeps: the most that a piece took (plain: 0); cache.residual: the largest change in a
+        piece's last sweep, 0 in number ⌈T/S⌉. Raises ValueError for S < 1 or T < 1."""
         need(subsets > 0 and idx.size(1) > 0, f"subsets={subsets}, or no token: at least 1 each")
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(max(self.config.block_size, 512), dim=1):
