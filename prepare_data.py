@@ -42,6 +42,9 @@ def fail(message):
     print("error:", " ".join(str(message).splitlines()), file=sys.stderr)
     sys.exit(2)
 
+class Unusable(ValueError):
+    """Something of a user's cannot be used. The message is all that there is to say of it."""
+
 def script(main):
     """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
     def guarded(argv=None):
@@ -55,8 +58,8 @@ def script(main):
         except BrokenPipeError:                     # a reader like head that has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except OSError as e:                        # a folder one may not enter, a name too long, ...
-            fail(f"{e.filename}: {e.strerror}" if e.filename else e)
+        except (OSError, Unusable) as e:            # a folder one may not enter, a name too long, ...
+            fail(f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else e)
         except (MemoryError, RuntimeError, ValueError) as e:
             if re.search("embedded null|home directory", str(e)):
                 fail(f"not a path of a file or folder: {e}")
@@ -200,7 +203,7 @@ class Codec:
         if unknown := sorted(set(items) - set(self.index)):
             known = f"{''.join(self.index)!r:.200}" if self.kind == "char" else \
                 f"numbers from 0 to {len(self.index) - 1}, with spaces between"
-            raise ValueError(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
+            raise Unusable(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
         return [self.index[item] for item in items]
 
     def start(self):

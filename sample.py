@@ -1,18 +1,14 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
 With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1"
 """
-import os
-import sys
-import time
-import zipfile
+import os, sys, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import MAX_SEED, Codec, command, fail, option, parse, read_text, script
-
+from prepare_data import MAX_SEED, Codec, Unusable, command, fail, option, parse, read_text, script
 
 @dataclass
 class Settings:
@@ -27,15 +23,6 @@ class Settings:
     seed: int = option(1337, "same seed, same text", (0, MAX_SEED))
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
 
-
-def or_fail(function, *args):
-    """What it returns; what it raises about a user's input ends the script in one line."""
-    try:
-        return function(*args)
-    except (ValueError, OSError) as e:
-        fail(e)
-
-
 def find_device(name=""):
     """The device of that name, or the best one here: cuda, mps, cpu. ValueError if it cannot be used."""
     if not name:
@@ -44,8 +31,7 @@ def find_device(name=""):
         torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"--device={name} cannot be used here: {str(e).splitlines()[0]}") from e
-
+        raise Unusable(f"--device={name} cannot be used here: {str(e).splitlines()[0]}") from e
 
 def load_checkpoint(path, device="cpu"):
     """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
@@ -62,7 +48,7 @@ def load_checkpoint(path, device="cpu"):
         weights = {n.replace("module.", "").replace("_orig_mod.", ""): w for n, w in last["model"].items()}
         config, codec = GPTConfig(**last["config"]), Codec(last["meta"]["codec"])
         sizes = *weights["embed.weight"].shape, len(weights["alpha"])
-        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:
+        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:     # before so much memory is taken
             raise ValueError("the weights are not those of its config")
         model = GPT(config)
         model.load_state_dict(weights)
@@ -74,28 +60,17 @@ def load_checkpoint(path, device="cpu"):
         raise OSError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:      # a damaged or hostile file can raise anything at all
         what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]:.150}"
-        raise ValueError(f"{path} is not a checkpoint of this project, or damaged ({what})") from e
-
-
-@torch.no_grad()
-def hold_latent_at_zero(model):
-    """What remains without the memory: the weights that let it in become zero."""
-    for name, p in model.named_parameters():
-        if name == "gamma" or name.startswith(("u_k.", "u_v.")):
-            p.zero_()
-
+        raise Unusable(f"{path} is not a checkpoint of this project, or damaged ({what})") from e
 
 @torch.inference_mode()
 def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, stepwise=False):
     """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it: it may go on
     for ever. Returns a line about time and prefill."""
     decode, cache, first = codec.decoder(), model.init_cache(1), None
-    idx = torch.tensor([prompt], device=model.embed.weight.device)
-    start = time.perf_counter()
-    if stepwise:
-        for token in idx[:, :-1].unbind(1):
-            model.step(token, cache)
-        idx = idx[:, -1:]
+    idx, start = torch.tensor([prompt], device=model.embed.weight.device), time.perf_counter()
+    for token in idx[:, :-1].unbind(1) if stepwise else ():
+        model.step(token, cache)
+    idx = idx[:, -1:] if stepwise else idx
     for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
         if first is None:                       # the prompt has been read
             first = time.perf_counter()
@@ -107,7 +82,6 @@ def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, 
     return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms "
             f"({'stepwise' if stepwise else how}), then {speed:,.0f} tokens per second")
 
-
 @torch.inference_mode()
 def answers(model, codec, tokens):
     """What a model of a task says at each of its inputs, as text."""
@@ -115,26 +89,26 @@ def answers(model, codec, tokens):
     said = [model.step(torch.tensor([token], device=device), cache).argmax().item() for token in tokens]
     return codec.decode(said).strip()
 
-
 @script
 def main(argv):
     s, given = parse(Settings, __doc__, argv)
-    device = or_fail(find_device, s.device)
-    model, codec, _ = or_fail(load_checkpoint, s.out_dir, device)
+    device = find_device(s.device)
+    model, codec, _ = load_checkpoint(s.out_dir, device)
     text = read_text(s.prompt[5:]) if s.prompt.startswith("FILE:") else s.prompt
-    prompt = or_fail(codec.encode, text) if "prompt" in given or codec.kind == "numbers" else codec.start()
+    prompt = codec.encode(text) if "prompt" in given or codec.kind == "numbers" else codec.start()
     if not prompt:
         fail('--prompt is empty; give some text, or to a model of a task numbers: --prompt="1 0 1 1"')
-    if not s.latent:
-        hold_latent_at_zero(model)
+    for name, p in model.named_parameters():    # without those that let it in, the memory is 0
+        if not s.latent and name.startswith(("gamma", "u_k.", "u_v.")):
+            p.data.zero_()
     if codec.kind == "numbers":                 # a task: it has answers, and no text that goes on
         return print(answers(model, codec, prompt))
-    generator, stepwise = torch.Generator(device).manual_seed(s.seed), s.prefill == "stepwise"
+    generator = torch.Generator(device).manual_seed(s.seed)
     for n in range(s.num_samples):
         print("---------------\n" if n else "", end="")
-        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator, stepwise)
+        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator,
+                      s.prefill == "stepwise")
     print(line, file=sys.stderr)
-
 
 if __name__ == "__main__":
     main()

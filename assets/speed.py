@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from lrt import GPT, GPTConfig
 from prepare_data import fail, option, parse, script
-from sample import find_device, or_fail
+from sample import find_device
 from train import Settings as Training, make_optimizers
 
 
@@ -60,7 +60,7 @@ def random_model(config, device):
 @script
 def main(argv):
     s, _ = parse(Settings, __doc__, argv)
-    T, B, device = s.block_size, s.batch_size, or_fail(find_device, s.device)
+    T, B, device = s.block_size, s.batch_size, find_device(s.device)
     try:
         configs = [GPTConfig(T, 64, s.n_layer, s.n_head, s.n_embd, lrt=lrt) for lrt in (False, True)]
     except ValueError as e:
