@@ -112,7 +112,7 @@ class Cache:
         return self.x0.new_ones(n, n, dtype=torch.bool).tril().triu(1 - self.W)[n - T + s::S]
 
     def advance(self):
-        """The newest are done: pos, latent; of keys and values stay those that the next one sees."""
+        """The newest are done: pos, latent; of keys and values those stay that the next sees."""
         self.pos += self.x0.size(1)
         self.latent = None if self.latent is None else self.latents[:, -1]
         self.kv = [kv[..., max(0, kv.size(3) - self.W + 1):, :] for kv in self.kv]
