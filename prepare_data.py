@@ -346,7 +346,7 @@ def write_dataset(folder, splits, meta):
     files, replaced = [], (folder / "meta.json").exists()
     for split, tokens in splits.items():
         tokens = np.asarray(tokens, dtype="<u2")
-        files += [folder / f"{split}.bin", tokens.tofile]
+        files += [folder / f"{split}.bin", lambda f, tokens=tokens: f.write(tokens)]
         meta[f"{split}_tokens"] = tokens.size
     write_atomic(*files, folder / "meta.json", lambda f: f.write(json.dumps(meta).encode()))
     print(f"{folder}{' (replaced)' * replaced}: {meta['source']}: {meta['train_tokens']:,} training tokens, "

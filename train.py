@@ -56,7 +56,7 @@ class Settings:
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
     curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 (tasks)")
     seed: int = option(1337, "of the weights and the data order", (0, prepare_data.MAX_SEED))
-    eval_interval: int = option(600, "steps from one evaluation to the next", (1, BIG))
+    eval_interval: int = option(875, "steps from one evaluation to the next", (1, BIG))
     eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly", (1, BIG))
     log_interval: int = option(50, "steps from one line of progress to the next", (1, BIG))
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
@@ -450,6 +450,8 @@ def train(run, stop):
     again = command(*start, "train.py", f"--resume={run.out}")
     say(f"\nstopped after step {run.iter:,}; go on with: {again}")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)       # torchrun sends it to who ends a moment later
+    if WORLD > 1:
+        torch.distributed.destroy_process_group()
     sys.exit(128 + (stop.signal or signal.SIGINT))
 
 def report(run, stop):
