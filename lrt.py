@@ -48,12 +48,12 @@ class GPTConfig:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             n = getattr(self, name)
             need(isinstance(n, int) and n > 0, f"{name}={n!r}: must be a whole number of 1 or more")
-        H, L, layer, proj = self.n_head, self.n_layer, self.memory_layer, self.memory_proj
-        need(self.n_embd % (2 * H) == 0, f"n_embd={self.n_embd}: not a multiple of 2 * {H} heads")
+        C, H, L, layer = self.n_embd, self.n_head, self.n_layer, self.memory_layer
+        need(C % (2 * H) == 0, f"n_embd={C}: must be a multiple of 2 * n_head = {2 * H}")
         need(0 <= self.dropout < 1, f"dropout={self.dropout}: must be at least 0 and less than 1")
         need(1 <= abs(layer) <= L, f"memory_layer={layer}: must be 1 to {L}, or -1 (last) to -{L}")
         need(self.lrt in (0, 1), f"lrt={self.lrt!r}: must be 0 or 1")
-        need(proj in ("shared", "layerwise"), f"memory_proj={proj!r}: not 'shared' or 'layerwise'")
+        need(self.memory_proj in ("shared", "layerwise"), "memory_proj: 'shared' or 'layerwise'")
 
 def norm(x):
     """RMSNorm without parameters, x / sqrt(mean(x²)): F.rms_norm, faster on a CPU. 0 stays 0."""
@@ -263,7 +263,7 @@ class GPT(nn.Module):
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep changes nothing
-        that it writes (h, latents, keys, values) by more than tol; number ⌈T/S⌉ makes all exact.
+        that it writes (h, latents, keys, values) by more than tol; all is exact after ⌈T/S⌉.
         cache.sweeps: the most that a piece took (plain: 0); cache.residual: the largest change in a
         piece's last sweep, 0 in number ⌈T/S⌉. Raises ValueError for S < 1 or T < 1."""
         need(subsets > 0 and idx.size(1) > 0, f"subsets={subsets}, or no token: at least 1 each")

@@ -3698,9 +3698,9 @@ def test_readme_quick_commands_and_python_block_run(here, capsys, monkeypatch):
 # ---- Several processes -----------------------------------------------------------------------------------------------
 
 def torchrun(*args):
-    """Two processes."""
+    """Two processes; a hang is an error."""
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *args],
-                          capture_output=True, text=True, encoding="utf-8",
+                          capture_output=True, text=True, encoding="utf-8", timeout=120,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
                                "PYTHONPATH": str(HERE)})
 
