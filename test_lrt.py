@@ -3220,6 +3220,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(here, capsys, monkeypatch, 
     """Between two steps, and between two batches of an evaluation, which is then made up for."""
     if not hasattr(signal, name):
         pytest.skip("not on this system")
+    signal.signal(getattr(signal, name), signal.SIG_DFL)        # who began these tests may have it ignored
     prepare_data.prepare("mine", "char", "text.txt")
     assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
     function, calls = getattr(train, where), []
