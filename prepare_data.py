@@ -28,13 +28,6 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 MAX_VOCAB = 2 ** 16             # what uint16 can number
 MAX_SEED = 2 ** 32 - 1
 HELD = []                       # the open files of own(): one that is forgotten is closed, and its lock gone
-ELSEWHERE = {                   # what settings of these scripts are called in nanoGPT or every day
-    "learning_rate": "lr", "max_iters": "steps iters iterations epochs max_steps num_steps n_steps",
-    "n_layer": "layers depth num_layers", "n_head": "heads", "n_embd": "dim width embd d_model hidden",
-    "batch_size": "batch bs", "block_size": "context ctx seq_len context_length", "warmup_iters": "warmup",
-    "weight_decay": "wd", "out_dir": "out", "dataset": "data", "lrt_subsets": "subsets", "input": "file text",
-    "lrt_sweeps": "sweeps", "prompt": "start", "temperature": "temp", "num_samples": "n samples",
-    "max_new_tokens": "tokens max_tokens length"}
 
 # ---- Shared by all scripts: how to fail, settings, files
 def fail(message):
@@ -106,8 +99,8 @@ def parse(settings_class, doc, argv, **presets):
     if unknown:
         flag = unknown[0].partition("=")[0]
         name = flag.lstrip("-").replace("-", "_").lower()
-        near = [here for here, words in ELSEWHERE.items() if here in options and name in words.split()]
-        near += difflib.get_close_matches(name, options, n=1, cutoff=0.85)
+        said = {o: re.findall("[a-z]+", f"{o} {f.metadata['help']}".lower()) for o, f in options.items()}
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85) + [o for o in said if name in said[o]]
         parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
     given = {name: value_of(options[name], text) for name, text in vars(typed).items()}
     return settings_class(**{**presets, **given}), tuple(given)

@@ -18,7 +18,6 @@ class Settings:
     max_new_tokens: int = option(500, "length of each", (1, 10 ** 12))
     temperature: float = option(0.8, "0: always the likeliest token", (0.0, 1000.0))
     top_k: int = option(200, "only from the k likeliest tokens", (1, 10 ** 9))
-    prefill: str = option("parallel", "how the prompt is read", ["parallel", "stepwise"])
     latent: int = option(1, "0: hold the memory at zero, to see what it is worth", [0, 1])
     seed: int = option(1337, "same seed, same text", (0, MAX_SEED))
     device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
@@ -63,14 +62,11 @@ def load_checkpoint(path, device="cpu"):
         raise Unusable(f"{path} is not a checkpoint of this project, or damaged ({what})") from e
 
 @torch.inference_mode()
-def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, stepwise=False):
+def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator):
     """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it: it may go on
     for ever. Returns a line about time and prefill."""
     decode, cache, first = codec.decoder(), model.init_cache(1), None
     idx, start = torch.tensor([prompt], device=model.embed.weight.device), time.perf_counter()
-    for token in idx[:, :-1].unbind(1) if stepwise else ():
-        model.step(token, cache)
-    idx = idx[:, -1:] if stepwise else idx
     for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
         if first is None:                       # the prompt has been read
             first = time.perf_counter()
@@ -80,7 +76,7 @@ def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator, 
     speed = (max_new_tokens - 1) / max(time.perf_counter() - first, 1e-9)
     how = f"{cache.sweeps} sweeps, " + (f"last change {cache.residual:.0e}" if cache.residual else "exact")
     return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms "
-            f"({'stepwise' if stepwise else how}), then {speed:,.0f} tokens per second")
+            f"({how}), then {speed:,.0f} tokens per second")
 
 @torch.inference_mode()
 def answers(model, codec, tokens):
@@ -106,8 +102,7 @@ def main(argv):
     generator = torch.Generator(device).manual_seed(s.seed)
     for n in range(s.num_samples):
         print("---------------\n" if n else "", end="")
-        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator,
-                      s.prefill == "stepwise")
+        line = stream(model, codec, prompt, s.max_new_tokens, s.temperature, s.top_k, generator)
     print(line, file=sys.stderr)
 
 if __name__ == "__main__":

@@ -2333,7 +2333,7 @@ def killed_by(function, new, first_only=True, quick=False):
 @only_lrt
 @pytest.mark.parametrize("mutant", MUTANTS[::9], ids=[f"{m[1]}: {m[0]}" for m in MUTANTS[::9]])
 def test_mutant_is_rejected(mutant):
-    """Every third, for the sake of time; python test_lrt.py --mutants tries all."""
+    """Every ninth, for the sake of time; python test_lrt.py --mutants tries all."""
     killers, said = killed_by(mutant[1], changed(*mutant[1:]))
     assert killers, f"{mutant[1]} passes its tests: {mutant[0]}"
 
@@ -2805,7 +2805,7 @@ def test_whatever_looking_can_raise_ends_in_one_line(here, capsys):
 
 @dataclasses.dataclass
 class SomeSettings:
-    max_iters: int = prepare_data.option(10, "5% of all", (1, 1000))
+    max_iters: int = prepare_data.option(10, "steps, 5% of all (no epochs)", (1, 1000))
     min_lr: float = prepare_data.option(0.0, "any number")
     lrt: int = prepare_data.option(0, "on or off", [0, 1])
     lrt_sweeps: int = prepare_data.option(1, "some")
@@ -2822,7 +2822,7 @@ def test_settings_carry_their_range_and_help(capsys):
     with pytest.raises(SystemExit):
         parse(["-h"], n_layer=7)
     out = " ".join(capsys.readouterr().out.split())
-    for text in ("what it is", "5% of all (a whole number from 1 to 1,000; default: 10)", "default: 7",
+    for text in ("what it is", "5% of all (no epochs) (a whole number from 1 to 1,000; default: 10)", "default: 7",
                  "how (parallel or sequential; default: parallel)"):
         assert text in out
     for arg, message in {
@@ -2832,7 +2832,7 @@ def test_settings_carry_their_range_and_help(capsys):
             "--lrt_mode=x": "must be parallel or sequential", "--lrt": "--lrt: expected one argument",
             "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "n_layer?",
             "--max-iters=3": "--max_iters?", "out": "no out (did you mean --out_dir?", "lrt=1": "mean --lrt?",
-            "--lr=0.1": "lr;", "--init_from=x": "from;", "--dim=3": "dim;", "--top_k=3": "top_k;"}.items():
+            "--layers=2": "mean --n_layer?", "--lr=0.1": "mean --min_lr?", "--init_from=x": "from;", "--dim=3": "dim;", "--top_k=3": "top_k;"}.items():
         with pytest.raises(SystemExit):
             parse([arg])
         err = capsys.readouterr().err
@@ -3441,7 +3441,6 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (sample, ["--out_dir=run", "--num_samples=0"], "--num_samples"),
     (sample, ["--out_dir=run", "--max_new_tokens=0"], "--max_new_tokens"),
     (sample, ["--out_dir=run", "--seed=-1"], "--seed"),
-    (sample, ["--out_dir=run", "--prefill=fast"], "--prefill"),
     (sample, ["--out_dir=run", "--top_k=x"], "--top_k"),
     (sample, ["--out_dir=run", "--block_size=64"], "block_size"),
 ]

@@ -27,8 +27,16 @@ PARTS = {       # of the training text, in percent: (steps, weight decay) that e
 }
 
 
+MAIN = {        # runs of the experiment "main" that are at a budget, within 5 %
+    ("5e12", PLAIN): "--eval_interval=600", ("1e13", PLAIN): "--max_iters=3500 --eval_interval=1200",
+    **{("1e13", model): f"{MODELS[model][0]} --eval_interval=600" for model in (S2, S16)},
+}
+
+
 def at(budget, model, rate=0.016, decay=0.1):
     """The flags of a run at a compute budget, of a model by name or by its flags."""
+    if (budget, model) in MAIN and (rate, decay) == (0.016, 0.1):
+        return MAIN[budget, model]
     flags = f"{MODELS.get(model, [model])[0]} --max_iters=100000 --max_flops={budget} --learning_rate={rate}".strip()
     return flags + f" --weight_decay={decay}" * (decay != 0.1)
 
@@ -64,13 +72,10 @@ the first position, which has no memory, LRT is behind plain GPT of its depth at
 at all others by 0.02 to 0.05, most at positions 2 to 7 and the very last.""", {
         f"{model}, {budget}": at(budget, model) for model in (PLAIN, DEEP, S2, S16, LOOP)
         for budget in BUDGETS[:3 if model == LOOP else 5]}),        # in the loop, 1e13 takes a core most of an hour
-    "dial": Experiment("The dial at 1e13 FLOPs", "", {
-        **{f"S = {S}": at("1e13", f"--lrt=1 --lrt_subsets={S}") for S in (1, 2, 4, 8, 16, 32, 64, 128)},
-        **{f"S = {S}, K = 2": at("1e13", f"--lrt=1 --lrt_subsets={S} --lrt_sweeps=2") for S in (1, 2, 8, 16)},
-        "token by token": at("1e13", LOOP), "plain, 2 layers": at("1e13", PLAIN), "plain, 4 layers": at("1e13", DEEP),
-        **{f"{name}, 300 steps each of rows of 16, 32, 64 first": at(
-            "1e13", f"{MODELS[model][0]} --curriculum=16:300,32:300,64:300")
-           for name, model in (("S = 16", S16), ("token by token", LOOP))}}),
+    "time": Experiment("The same time: steps so that all end with S = 2 after 1,750", "", {
+        "plain, 2 layers": "--max_iters=2700 --eval_interval=700",
+        **{f"S = {S}": f"--lrt=1 --lrt_subsets={S} --max_iters={steps} --eval_interval=700"
+           for S, steps in ((4, 1500), (8, 1250), (16, 950))}}),
     "tuning": Experiment("Learning rate and weight decay, alike for all, at 5e12 FLOPs", """
 Code 1: with weight decay 0.1, the rate 0.016 is best or within 0.0013 of the best for each model.""", {
         f"{model}, rate {rate}, decay {decay}": at("5e12", model, rate, decay)
