@@ -20,6 +20,7 @@ MODELS = {      # flags of train.py; marker, line and colour in pictures
     "plain, wider": ("--n_embd=136", "x-.", "0.3"),                 # as many parameters as LRT
 }
 PLAIN, DEEP, S2, S16, LOOP, WIDER = MODELS
+MS = {PLAIN: 53, DEEP: 86, S2: 107, S16: 246, LOOP: 745}        # of a step, assets/speed.py, two cores, AVX-512
 BUDGETS = ("2e12", "5e12", "1e13", "2e13", "4e13")                  # FLOPs of training
 PARTS = {       # of the training text, in percent: (steps, weight decay) that each model is tried with
     5: ((300, 0.5), (300, 1.0), (300, 2.0)), 10: ((400, 0.5), (400, 1.0), (800, 2.0)),
@@ -28,8 +29,8 @@ PARTS = {       # of the training text, in percent: (steps, weight decay) that e
 
 
 MAIN = {        # runs of the experiment "main" that are at a budget, within 5 %
-    ("5e12", PLAIN): "--eval_interval=600", ("1e13", PLAIN): "--max_iters=3500 --eval_interval=1200",
-    **{("1e13", model): f"{MODELS[model][0]} --eval_interval=600" for model in (S2, S16)},
+    ("5e12", PLAIN): "--max_iters=1750 --eval_interval=600", ("1e13", PLAIN): "--max_iters=3500 --eval_interval=1200",
+    **{("1e13", model): f"{MODELS[model][0]} --max_iters=1750 --eval_interval=600" for model in (S2, S16)},
 }
 
 
@@ -59,9 +60,11 @@ EXPERIMENTS = {
 Code 2, one core each beside other work, so the seconds are no measure of speed: `python assets/speed.py --every=1` is.
 After the same tokens LRT is ahead of plain GPT, and the nearer to exact it was trained, the lower its loss; held at
 zero, its latent costs the more, the larger S. Two seeds of plain GPT, S = 2 and 8, one of S = 4 and 16.""", {
-        "`python train.py`": "--eval_interval=600",
-        "the same, twice the steps": "--max_iters=3500 --eval_interval=1200",
-        **{f"`python train.py --lrt=1 --lrt_subsets={S}`": f"--lrt=1 --lrt_subsets={S} --eval_interval=600"
+        "`python train.py`": "--max_iters=1500 --eval_interval=750",
+        "`python train.py --lrt=1` (S = 2)": "--lrt=1 --lrt_subsets=2 --max_iters=1500 --eval_interval=750",
+        "plain, 1,750 steps": "--max_iters=1750 --eval_interval=600",
+        "plain, 3,500 steps": "--max_iters=3500 --eval_interval=1200",
+        **{f"S = {S}, 1,750 steps": f"--lrt=1 --lrt_subsets={S} --max_iters=1750 --eval_interval=600"
            for S in (2, 4, 8, 16)}}),
     "compute": Experiment("Loss against compute, time and the cost of a token", """
 Code 1: at equal compute, plain GPT of the same depth is ahead of LRT with S = 2 at 2e12 and 5e12, by 0.074 and 0.050;
@@ -72,14 +75,13 @@ the first position, which has no memory, LRT is behind plain GPT of its depth at
 at all others by 0.02 to 0.05, most at positions 2 to 7 and the very last.""", {
         f"{model}, {budget}": at(budget, model) for model in (PLAIN, DEEP, S2, S16, LOOP)
         for budget in BUDGETS[:3 if model == LOOP else 5]}),        # in the loop, 1e13 takes a core most of an hour
-    "time": Experiment("The same time: steps so that all end with S = 2 after 1,750", "", {
-        "plain, 2 layers": "--max_iters=2700 --eval_interval=700",
+    "time": Experiment("The same time: about as long as 1,750 steps with S = 2", "", {
+        "plain, 2 layers": MAIN["1e13", PLAIN], "S = 2": MAIN["1e13", S2],
         **{f"S = {S}": f"--lrt=1 --lrt_subsets={S} --max_iters={steps} --eval_interval=700"
            for S, steps in ((4, 1500), (8, 1250), (16, 950))}}),
-    "tuning": Experiment("Learning rate and weight decay, alike for all, at 5e12 FLOPs", """
-Code 1: with weight decay 0.1, the rate 0.016 is best or within 0.0013 of the best for each model.""", {
-        f"{model}, rate {rate}, decay {decay}": at("5e12", model, rate, decay)
-        for model in (PLAIN, DEEP, S2, S16) for rate in (0.008, 0.016, 0.032) for decay in (0.05, 0.1, 0.25)}, (1337,)),
+    "tuning": Experiment("Learning rate and weight decay, alike for all, at 2e12 FLOPs", "", {
+        f"{model}, rate {rate}, decay {decay}": at("2e12", model, rate, decay) for model in (PLAIN, DEEP, S2, S16, LOOP)
+        for rate in (0.008, 0.016, 0.032) for decay in (0.05, 0.1, 0.25)}, (1337,)),
     "variants": Experiment("Variants, at 2e12 FLOPs and at equal steps", """
 Code 1: more subsets help, at no FLOPs. A second sweep, projections U for each layer and, with K = 1, leaving out the
 gradient through pass 0 do not pay. Token by token LRT is ahead of plain GPT at equal FLOPs, by 0.08; not in equal

@@ -19,7 +19,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
-from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, PLAIN, S2, S16, Experiment, at
+from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, MS, PLAIN, S2, S16, Experiment, at
 from plot import pyplot
 from prepare_data import SHAKESPEARE_SHA256, fail, load, prepare, script, write_atomic, write_dataset
 
@@ -165,14 +165,14 @@ def draw_compute():
     figure, axes = pyplot().subplots(1, 3, figsize=(11, 4), layout="constrained", sharey=True)
     for n, model in enumerate((PLAIN, DEEP, S2, S16, LOOP)):
         groups = [rows for budget in BUDGETS if (rows := known(at(budget, model)))]
-        for ax, key in zip(axes, ("flops", "seconds")):
-            points(ax, model, [(mean(row[key] for row in rows), rows) for rows in groups])
+        for ax, key, scale in zip(axes, ("flops", "iter"), (1, MS[model] / 1000)):
+            points(ax, model, [(scale * mean(row[key] for row in rows), rows) for rows in groups])
         beside = 0.015 * max(0, n - 2)                              # the LRTs cost the same
         points(axes[2], model, [(2e-6 * (rows[0]["parameters"] - 65 * 128) + beside, rows) for rows in groups])
     axes[0].set(xscale="log", xlabel="FLOPs of training", ylabel="exact validation loss, nats per character")
     axes[0].set_xticks([float(budget) for budget in BUDGETS], BUDGETS)
     axes[0].minorticks_off()
-    axes[1].set(xscale="log", xlabel="seconds, one core, with evaluations")
+    axes[1].set(xscale="log", xlabel="seconds of training, two cores")
     axes[2].set(xlabel="millions of FLOPs of a generated token", xlim=(0.6, 1.8))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     figure.savefig(HERE / "compute.png", dpi=150)
