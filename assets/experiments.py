@@ -20,7 +20,7 @@ MODELS = {      # flags of train.py; marker, line and colour in pictures
     "plain, wider": ("--n_embd=136", "x-.", "0.3"),                 # as many parameters as LRT
 }
 PLAIN, DEEP, S2, S16, LOOP, WIDER = MODELS
-MS = {PLAIN: 53, DEEP: 86, S2: 107, S16: 246, LOOP: 745}        # of a step, assets/speed.py, two cores, AVX-512
+MS = {PLAIN: 39, DEEP: 65, S2: 85, S16: 172, LOOP: 644}        # of a step, assets/speed.py, two cores, AVX-512
 BUDGETS = ("2e12", "5e12", "1e13", "2e13", "4e13")                  # FLOPs of training
 PARTS = {       # of the training text, in percent: (steps, weight decay) that each model is tried with
     5: ((300, 0.5), (300, 1.0), (300, 2.0)), 10: ((400, 0.5), (400, 1.0), (800, 2.0)),
@@ -59,7 +59,8 @@ EXPERIMENTS = {
     "main": Experiment("The two commands, and S", """
 Code 2, one core each beside other work, so the seconds are no measure of speed: `python assets/speed.py --every=1` is.
 After the same tokens LRT is ahead of plain GPT, and the nearer to exact it was trained, the lower its loss; held at
-zero, its latent costs the more, the larger S. Two seeds of plain GPT, S = 2 and 8, one of S = 4 and 16.""", {
+zero, its latent costs the more, the larger S. At equal FLOPs (plain GPT with 3,500 steps) S = 16 is ahead of plain GPT
+by 0.018 and S = 8 by 0.011, of deviations up to 0.015; S = 4 and 2 are level with it.""", {
         "`python train.py`": "--max_iters=1500 --eval_interval=750",
         "`python train.py --lrt=1` (S = 2)": "--lrt=1 --lrt_subsets=2 --max_iters=1500 --eval_interval=750",
         "plain, 1,750 steps": "--max_iters=1750 --eval_interval=600",
@@ -67,15 +68,33 @@ zero, its latent costs the more, the larger S. Two seeds of plain GPT, S = 2 and
         **{f"S = {S}, 1,750 steps": f"--lrt=1 --lrt_subsets={S} --max_iters=1750 --eval_interval=600"
            for S in (2, 4, 8, 16)}}),
     "compute": Experiment("Loss against compute, time and the cost of a token", """
-Code 1: at equal compute, plain GPT of the same depth is ahead of LRT with S = 2 at 2e12 and 5e12, by 0.074 and 0.050;
-at 1e13 and 2e13 they are level (closer than the larger deviation); at 4e13, when plain GPT has read the text fourteen
-times and LRT seven times, LRT is ahead by 0.023. Twice the depth is ahead of it from 5e12 on, with 1.8 times the
-parameters and cost of a generated token. With the latent held at zero LRT loses 0.09, 0.06, 0.05, 0.03 and 0.02. At
-the first position, which has no memory, LRT is behind plain GPT of its depth at all five budgets; at 4e13 it is ahead
-at all others by 0.02 to 0.05, most at positions 2 to 7 and the very last.""", {
+Code 2, to 1e13 (1.04e13 for LRT): token by token, LRT is ahead of everything at equal FLOPs: of plain GPT by 0.087 at
+2e12 (three seeds) and 0.070 at 5e12 (one seed, the same one), where it is also ahead of all that have 1e13. S = 16 is
+behind plain GPT at 2e12 (0.037) and 5e12 (0.023) and ahead of it at 1e13 (0.018). S = 2 is behind at 2e12 (0.074) and
+5e12 (0.050), level at 1e13. Twice the depth is behind at 2e12 and 5e12 and level with S = 4 and 8 at 1e13. In time on a
+CPU plain GPT is ahead of token by token by far: its steps take 39 ms, those 644. The more exact the training, the more
+the latent is worth: held at zero, LRT loses 1.3 to 1.5 token by token, 0.29 to 0.46 with S = 16, 0.04 to 0.09 with 2.
+Code 1, 2e13 and 4e13: plain GPT of the same depth is level with S = 2 at 2e13; at 4e13, when it has read the text
+fourteen times and LRT seven times, LRT is ahead by 0.023, and twice the depth ahead of both.""", {
         f"{model}, {budget}": at(budget, model) for model in (PLAIN, DEEP, S2, S16, LOOP)
         for budget in BUDGETS[:3 if model == LOOP else 5]}),        # in the loop, 1e13 takes a core most of an hour
-    "time": Experiment("The same time: about as long as 1,750 steps with S = 2", "", {
+    "time": Experiment("The same time: about as long as 1,750 steps with S = 2", """
+Why S = 2 is the default: level with S = 4 and plain GPT; S = 8 and 16 take too few steps in that time.
+
+ms of a step by `python assets/speed.py --every=1`, B = 8, two cores, AVX-512, without the optimizer's 7 to 9:
+
+| T | plain | S = 1 | 2 | 4 | 8 | 16 | 32 | 64 | 128 | 256 | 512 | token by token |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| 128 | 32 | 76 | 77 | 97 | 121 | 164 | 269 | 508 | 888 | | | 636 |
+| 1,024 | 337 | 626 | 787 | 796 | 872 | 999 | 1,317 | 1,963 | 3,606 | 7,889 | 11,741 | 14,500 |
+
+S = T = 1,024 needs more than 24 GB: each pass keeps its own copy of keys and values. **The token loop** takes 20 times
+plain GPT's time here (13 on one core), 9 with 32 rows, 11 with 16 rows of 64, 6.3 with 32 rows of 32. Its time on one
+core: 24 % copies of keys and values that grow by one, 12 % matrix products, 6 % attention; the rest is some 250 small
+operations for each position and layer, forward and backward, of 3 to 15 µs each. Tried, without gain: torch.compile of
+each layer around the cache (1,012 to 1,010 ms, after 24 s of compiling), keys and values with positions first in memory
+(43 instead of 50 µs a copy), an allocator that keeps its memory (2 %), other forms of norm (one 10 % faster for one
+position, 15 % slower for all), rotation by roll (1 % of a step), memory and h that share a copy (0 to 5 %).""", {
         "plain, 2 layers": MAIN["1e13", PLAIN], "S = 2": MAIN["1e13", S2],
         **{f"S = {S}": f"--lrt=1 --lrt_subsets={S} --max_iters={steps} --eval_interval=700"
            for S, steps in ((4, 1500), (8, 1250), (16, 950))}}),
