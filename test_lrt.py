@@ -2832,7 +2832,8 @@ def test_settings_carry_their_range_and_help(capsys):
             "--lrt_mode=x": "must be parallel or sequential", "--lrt": "--lrt: expected one argument",
             "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "n_layer?",
             "--max-iters=3": "--max_iters?", "out": "no out (did you mean --out_dir?", "lrt=1": "mean --lrt?",
-            "--layers=2": "mean --n_layer?", "--lr=0.1": "mean --min_lr?", "--init_from=x": "from;", "--dim=3": "dim;", "--top_k=3": "top_k;"}.items():
+            "--layers=2": "mean --n_layer?", "--lr=0.1": "mean --min_lr?", "--init_from=x": "from;", "--dim=3": "dim;",
+            "--top_k=3": "top_k;"}.items():
         with pytest.raises(SystemExit):
             parse([arg])
         err = capsys.readouterr().err

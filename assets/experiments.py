@@ -5,8 +5,9 @@ ABOUT = """# Training results
 
 Written by `python assets/results.py all`. Means over seeds ± their standard deviation; (1): of one seed. Losses in
 nats per token, of the best evaluation, decoded token by token over the whole validation split; gap: exact - training
-graph; seconds: of one core, two runs at a time, evaluations included, on processors of different speed. Runs "at a
-budget" are runs of their own, with their own schedule; "tried" says of how many settings a row is the best.
+graph; seconds: of one core, two or three runs at a time, evaluations included, on processors of different speed, and
+with long pauses in some runs of code 2: "time" has what a step costs on a quiet machine. Runs "at a budget" are runs of
+their own, with their own schedule; "tried" says of how many settings a row is the best.
 
 **Code 1** is the first version of this project, with torch's Muon, in bfloat16; **code 2** has its own Muon, in
 float32 on a CPU. A row is of one of them, never of both: of the newest that has it. Compare rows of the same code.
@@ -20,7 +21,7 @@ MODELS = {      # flags of train.py; marker, line and colour in pictures
     "plain, wider": ("--n_embd=136", "x-.", "0.3"),                 # as many parameters as LRT
 }
 PLAIN, DEEP, S2, S16, LOOP, WIDER = MODELS
-MS = {PLAIN: 39, DEEP: 65, S2: 85, S16: 172, LOOP: 644}        # of a step, assets/speed.py, two cores, AVX-512
+MS = {PLAIN: 39, DEEP: 78, S2: 85, S16: 172, LOOP: 644}        # of a step with its update, two cores, AVX-512
 BUDGETS = ("2e12", "5e12", "1e13", "2e13", "4e13")                  # FLOPs of training
 PARTS = {       # of the training text, in percent: (steps, weight decay) that each model is tried with
     5: ((300, 0.5), (300, 1.0), (300, 2.0)), 10: ((400, 0.5), (400, 1.0), (800, 2.0)),
@@ -63,8 +64,7 @@ zero, its latent costs the more, the larger S. At equal FLOPs (plain GPT with 3,
 by 0.018 and S = 8 by 0.011, of deviations up to 0.015; S = 4 and 2 are level with it.""", {
         "`python train.py`": "--max_iters=1500 --eval_interval=750",
         "`python train.py --lrt=1` (S = 2)": "--lrt=1 --lrt_subsets=2 --max_iters=1500 --eval_interval=750",
-        "plain, 1,750 steps": "--max_iters=1750 --eval_interval=600",
-        "plain, 3,500 steps": "--max_iters=3500 --eval_interval=1200",
+        "plain, 1,750 steps": MAIN["5e12", PLAIN], "plain, 3,500 steps": MAIN["1e13", PLAIN],
         **{f"S = {S}, 1,750 steps": f"--lrt=1 --lrt_subsets={S} --max_iters=1750 --eval_interval=600"
            for S in (2, 4, 8, 16)}}),
     "compute": Experiment("Loss against compute, time and the cost of a token", """
@@ -79,7 +79,8 @@ fourteen times and LRT seven times, LRT is ahead by 0.023, and twice the depth a
         f"{model}, {budget}": at(budget, model) for model in (PLAIN, DEEP, S2, S16, LOOP)
         for budget in BUDGETS[:3 if model == LOOP else 5]}),        # in the loop, 1e13 takes a core most of an hour
     "time": Experiment("The same time: about as long as 1,750 steps with S = 2", """
-Why S = 2 is the default: level with S = 4 and plain GPT; S = 8 and 16 take too few steps in that time.
+Why S = 2 is the default: level with S = 4 and plain GPT; S = 8 and 16 take too few steps in that time. The steps are
+by another machine's times: by those below plain GPT had 8 % less time than S = 2, S = 4, 8 and 16 had 6 to 10 % more.
 
 ms of a step by `python assets/speed.py --every=1`, B = 8, two cores, AVX-512, without the optimizer's 7 to 9:
 
