@@ -5,8 +5,7 @@
     python prepare_data.py --dataset=mine --input=FILE      any UTF-8 text, into data/mine/
     python prepare_data.py --dataset=parity --length=32     a task, not text: inputs and targets; or swaps
 
-The first 90% of the characters are for training, the rest for validation, as in nanoGPT.
-"""
+The first 90% of the characters are for training, the rest for validation, as in nanoGPT."""
 import argparse, base64, codecs, difflib, hashlib, itertools, json, os, re, shlex, subprocess, sys, time
 import urllib.request
 from collections import Counter, defaultdict
@@ -53,9 +52,7 @@ def script(main):
             sys.exit(141)
         except (OSError, Unusable) as e:            # a folder one may not enter, a name too long, ...
             fail(f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else e)
-        except (MemoryError, RuntimeError, ValueError) as e:
-            if re.search("embedded null|home directory", str(e)):
-                fail(f"not a path of a file or folder: {e}")
+        except (MemoryError, RuntimeError) as e:
             if isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory", str(e)):
                 fail(f"not enough memory; smaller sizes need less ({e!s:.150})")
             raise
@@ -64,9 +61,8 @@ def script(main):
 def option(default, help, allowed=None):
     """A field of a dataclass of settings. allowed: (least, most), a list of values, or None for any."""
     rule = {int: "a whole number", float: "a number", str: "text"}[type(default)]
-    if isinstance(allowed, tuple):
-        rule += " from {:,} to {:,}".format(*allowed)
-    elif allowed:
+    rule += " from {:,} to {:,}".format(*allowed) if isinstance(allowed, tuple) else ""
+    if isinstance(allowed, list):
         rule = " or ".join(str(value) for value in allowed if value != "")
     return field(default=default, metadata={"help": help, "allowed": allowed, "rule": rule})
 
@@ -91,33 +87,32 @@ def parse(settings_class, doc, argv, **presets):
     parser.error = lambda message: fail(f"{message}; settings are written --name=value, and -h lists them")
     options = {f.name: f for f in fields(settings_class)}
     for name, f in options.items():
-        text, default = f.metadata["help"].replace("%", "%%"), presets.get(name, f.default)
-        notes = [] if f.metadata["rule"] == "text" else [f.metadata["rule"]]
-        notes += [f"default: {default}"] if default != "" and "(default" not in text else []
-        parser.add_argument(f"--{name}", metavar="X", help=text + (f" ({'; '.join(notes)})" if notes else ""))
+        default = presets.get(name, f.default)
+        note = f"({f.metadata['rule']}; default: {'none' if default == '' else default})"
+        parser.add_argument(f"--{name}", metavar="X", help=f"{f.metadata['help']} {note}".replace("%", "%%"))
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
         name = flag.lstrip("-").replace("-", "_").lower()
         said = {o: re.findall("[a-z]+", f"{o} {f.metadata['help']}".lower()) for o, f in options.items()}
-        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85) + [o for o in said if name in said[o]]
+        near = difflib.get_close_matches(name, options, 1, 0.85) + [o for o in said if name in said[o]]
         parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
+    if empty := [name for name, text in vars(typed).items() if not text]:
+        fail(f"--{empty[0]} is empty: give a value, or leave it out")
     given = {name: value_of(options[name], text) for name, text in vars(typed).items()}
     return settings_class(**{**presets, **given}), tuple(given)
 
-def command(*words):
-    """A line that a shell takes for a command of these words."""
-    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([str(word) for word in words])
+# A line that a shell takes for a command of these words.
+command = lambda *words: (subprocess.list2cmdline if os.name == "nt" else shlex.join)(map(str, words))
 
 def own(folder, what, wait=False):
     """Make a folder and keep other processes out of it until the returned file is closed or the process ends,
     however it ends. Who is second waits, or fails with the advice to use another `what`."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(folder) / ".lock", "ab")
-    except OSError as e:
-        fail(f"{what}: {folder} cannot be used: {e.strerror}")
-    HELD.append(lock)
+        HELD.append(lock := open(Path(folder) / ".lock", "ab"))
+    except (OSError, ValueError) as e:
+        fail(f"{what}: {folder} cannot be used: {e}")
     for tries in itertools.count():
         try:
             lock_now(lock)
@@ -150,9 +145,9 @@ def write_atomic(*files):
 def read_text(path):
     """The text of a UTF-8 file, line ends as they are."""
     try:
-        return Path(path).expanduser().read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f"cannot read {path or 'a file with no name'} as UTF-8 text: {getattr(e, 'strerror', e)}")
+        return Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as e:
+        fail(f"cannot read {path} as UTF-8 text: {getattr(e, 'strerror', e)}")
 
 # ---- Tokens
 # Byte pairs are merged inside of pieces of a text. WORDS cuts it, to learn and to encode: letters, digits or
@@ -194,14 +189,10 @@ class Codec:
             return [token for piece in pieces for token in tokens[piece]]
         items = text if self.kind == "char" else text.split()
         if unknown := sorted(set(items) - set(self.index)):
-            known = f"{''.join(self.index)!r:.200}" if self.kind == "char" else \
-                f"numbers from 0 to {len(self.index) - 1}, with spaces between"
+            count, chars = len(self.index), "".join(self.index)
+            known = f"{chars!r:.200}" if self.kind == "char" else f"0 to {count - 1}, with spaces between"
             raise Unusable(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
         return [self.index[item] for item in items]
-
-    def start(self):
-        """Tokens to begin with where there is no prompt: a line break or, if that has no token, the first."""
-        return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def decoder(self):
         """A function from token number to text, for streaming: unfinished characters are held back."""
@@ -241,41 +232,39 @@ def bpe_codec(text, merges):
         tokens.append(tokens[ord(a)] + tokens[ord(b)])
     return {"kind": "bpe", "pattern": "words", "tokens": [base64.b64encode(t).decode() for t in tokens]}
 
-# ---- Tasks: what is asked at a position depends on all inputs so far, in their order
-def parity(x):
-    """Bits; the target is 1 where the number of ones so far is odd. (rows, length) -> the same."""
-    return x.cumsum(1) % 2
+# ---- Tasks: machines. The target at a position is the state that all inputs so far, in their order, lead to
+def swaps():
+    """Five objects on five places: 120 orders (states, as in a dictionary). Input 0 does nothing, 1 to 10
+    exchange the objects on one of the 10 pairs of places. Returns the table, (120, 11)."""
+    orders, pairs = list(itertools.permutations(range(5))), [(0, 0), *itertools.combinations(range(5), 2)]
+    exchanged = lambda order, i, j: tuple(order[{i: j, j: i}.get(k, k)] for k in range(5))
+    return np.array([[orders.index(exchanged(order, *pair)) for pair in pairs] for order in orders])
 
-def swaps(x):
-    """Five objects on five places. 0 does nothing, 1 to 10 exchange the objects on one of the 10 pairs of
-    places; the target is the number of the arrangement, 0 to 119 in dictionary order. Shapes as above."""
-    pairs = np.array([(0, 0), *itertools.combinations(range(5), 2)])
-    y, rows, objects = np.empty_like(x), np.arange(len(x)), np.tile(np.arange(5), (len(x), 1))
-    for t in range(x.shape[1]):
-        i, j = pairs[x[:, t]].T
-        objects[rows, i], objects[rows, j] = objects[rows, j], objects[rows, i]
-        smaller = [(objects[:, k + 1:] < objects[:, [k]]).sum(1) for k in range(4)]     # that come later
-        y[:, t] = np.dot([24, 6, 2, 1], smaller)
-    return y
-
-TASKS = {"parity": (parity, 2, 2), "swaps": (swaps, 11, 120)}    # function, how many inputs, how many targets
+# TASKS[name][state, input] is the next state; the first one is 0. Parity: is the number of ones odd?
+TASKS = {"parity": np.array([[0, 1], [1, 0]]), "swaps": swaps()}
 
 def task_rows(task, rows, length, rng):
     """Random inputs and their targets, (rows, length) each."""
-    target, n_inputs, _ = TASKS[task]
-    x = rng.integers(n_inputs, size=(rows, length))
-    return x, target(x)
+    x = rng.integers(TASKS[task].shape[1], size=(rows, length))
+    return x, targets(task, x)
+
+def targets(task, x):
+    """The state after each input. (rows, length) -> the same."""
+    y = np.zeros_like(x)
+    for t in range(x.shape[1]):
+        y[:, t] = TASKS[task][y[:, t - 1], x[:, t]]     # in y[:, -1] there are zeros yet
+    return y
 
 def task_data(task, length, rows, seed):
     """(splits, meta): `rows` different rows of `length` inputs and targets, the last tenth for validation."""
-    target, n_inputs, n_targets = TASKS[task]
+    n_targets, n_inputs = TASKS[task].shape
     if length < 64 and 2 * rows > n_inputs ** length:
         fail(f"--rows={rows}: must be at most half of the {n_inputs ** length:,} rows of --length={length}")
     rng, x = np.random.default_rng(seed), np.empty((0, length), dtype=int)
     while len(x) < rows:
         x = np.unique(np.concatenate([x, rng.integers(n_inputs, size=(rows, length))]), axis=0)
     x, cut = rng.permutation(x)[:rows], rows - rows // 10
-    y = target(x)
+    y = targets(task, x)
     return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, {
         "task": task, "length": length, "source": f"generated: {task}, {rows:,} rows of {length}, {seed=}",
         "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
@@ -304,9 +293,8 @@ def shakespeare(folder):
 def text_data(text, source, tokenizer):
     """(splits, meta) of a text: the first 90% of its characters for training, the rest for validation."""
     cut = int(len(text) * 0.9)
-    entry = {"kind": "char", "chars": sorted(set(text)) or ["?"]}
-    if tokenizer != "char":
-        entry = gpt2_codec() if tokenizer == "gpt2" else bpe_codec(text[:cut], merges=int(tokenizer[4:]))
+    entry = {"kind": "char", "chars": sorted(set(text)) or ["?"]} if tokenizer == "char" else \
+        gpt2_codec() if tokenizer == "gpt2" else bpe_codec(text[:cut], merges=int(tokenizer[4:]))
     codec = Codec(entry)
     splits = {"train": codec.encode(text[:cut]), "val": codec.encode(text[cut:])}
     if len(splits["val"]) < 2 or codec.vocab_size > MAX_VOCAB:
@@ -326,8 +314,7 @@ def prepare(dataset="shakespeare", tokenizer="char", input="", length=32, rows=2
     elif input:
         splits, meta = text_data(read_text(input), f"file: {Path(input).name}", tokenizer)
     elif dataset != "shakespeare":
-        fail(f"--dataset={dataset} is not in {folder.parent.absolute()}; make it with: "
-             f"python prepare_data.py --dataset={dataset} --input=FILE")
+        fail(f"no {folder.absolute()}; to make it: python prepare_data.py --dataset={dataset} --input=FILE")
     with own(folder, "--dataset", wait=True):
         if replace or not (folder / "meta.json").exists():
             if dataset == "shakespeare" and not input:
@@ -355,17 +342,14 @@ def load(dataset):
         with own(folder, "--dataset", wait=True) if os.access(folder / ".lock", os.W_OK) else nullcontext():
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             codec, splits = Codec(meta["codec"]), {}
+            shape = (-1, meta["length"]) if "task" in meta and len(TASKS[meta["task"]]) else -1
             for split in ("train", "val", "train_y", "val_y")[:4 if "task" in meta else 2]:
-                path, count = folder / f"{split}.bin", meta[f"{split}_tokens"]
+                path, count = folder / f"{split}.bin", meta[f"{split.removesuffix('_y')}_tokens"]
                 if path.stat().st_size == 2 * count > 2:
-                    splits[split] = np.memmap(path, "<u2", "r")
+                    splits[split] = np.memmap(path, "<u2", "r").reshape(shape)
                 if split not in splits or splits[split].max() >= codec.vocab_size:
                     raise ValueError(f"{split}.bin: not {count:,} tokens (it needs two) or not of this codec")
         "".join([meta["source"], meta["sha256"]])           # a TypeError if they are no texts
-        if "task" in meta and TASKS[meta["task"]]:
-            for split in ("train", "val"):
-                splits[split] = splits[split].reshape(-1, meta["length"])
-                splits[f"{split}_y"] = splits[f"{split}_y"].reshape(splits[split].shape)
         return meta, codec, splits
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         fail(f"{folder} is damaged ({type(e).__name__}: {e}); delete it and prepare it again")
@@ -374,23 +358,20 @@ def load(dataset):
 class Settings:
     dataset: str = option("shakespeare", "name of the folder in data/; parity and swaps are tasks")
     tokenizer: str = option("char", "char, gpt2 or bpe:N, N merges learned from the text")
-    input: str = option("", "UTF-8 text to use (default: tiny Shakespeare, downloaded)")
+    input: str = option("", "UTF-8 text to use; none: tiny Shakespeare, downloaded")
     length: int = option(32, "of a task's rows", (1, 100_000))
     rows: int = option(20_000, "how many rows of a task", (20, 10_000_000))
-    seed: int = option(0, "of a task's rows", (0, MAX_SEED))
 
 @script
 def main(argv):
     s, given = parse(Settings, __doc__, argv)
-    if "input" in given and not s.input:
-        fail("--input is a file with no name")
     if s.input and "dataset" not in given:              # named after the file, but for tiny Shakespeare
         s.dataset = re.sub(r"\W+", "-", Path(s.input).stem, flags=re.ASCII).strip("-_")[:90] or "text"
         s.dataset += "-text" if s.dataset in TASKS else ""
         if hashlib.sha256(read_text(s.input).encode()).hexdigest() == SHAKESPEARE_SHA256:
             s.dataset = "shakespeare"
     task = s.dataset in TASKS
-    for name in set(given).intersection(("tokenizer", "input") if task else ("length", "rows", "seed")):
+    for name in set(given).intersection(("tokenizer", "input") if task else ("length", "rows")):
         fail(f"--{name} has no meaning for --dataset={s.dataset}, {'' if task else 'not '}the name of a task")
     prepare(**asdict(s))
     print("train on it with:", command("python", "train.py", f"--dataset={s.dataset}"), file=sys.stderr)

@@ -1,6 +1,5 @@
 """Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
-With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1"
-"""
+With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1" """
 import os, sys, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,17 @@ from prepare_data import MAX_SEED, Codec, Unusable, command, fail, option, parse
 @dataclass
 class Settings:
     out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint file")
-    prompt: str = option("", "text to go on from, or FILE:path (default: a line break)")
+    prompt: str = option("", "text to go on from, or FILE:path; none: a line break")
     num_samples: int = option(1, "how many texts, one after the other", (1, 10 ** 9))
     max_new_tokens: int = option(500, "length of each", (1, 10 ** 12))
     temperature: float = option(0.8, "0: always the likeliest token", (0.0, 1000.0))
     top_k: int = option(200, "only from the k likeliest tokens", (1, 10 ** 9))
-    latent: int = option(1, "0: hold the memory at zero, to see what it is worth", [0, 1])
     seed: int = option(1337, "same seed, same text", (0, MAX_SEED))
-    device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
+    device: str = option("", "cpu, cuda, mps ...; none: the best one here")
 
 def find_device(name=""):
     """The device of that name, or the best one here: cuda, mps, cpu. ValueError if it cannot be used."""
-    if not name:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.zeros(1, device=name).item()
         return torch.device(name)
@@ -34,9 +31,8 @@ def find_device(name=""):
 
 def load_checkpoint(path, device="cpu"):
     """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
-    Runs no code from it (weights_only), and finds any damage, as a zip archive has checksums. Raises
-    FileNotFoundError if there is none, ValueError or another OSError if it cannot be used."""
-    path = Path(path).expanduser()
+    Runs no code from it; a zip archive has checksums. Raises FileNotFoundError, or ValueError if unusable."""
+    path = Path(os.path.expanduser(path))
     if path.suffix != ".pt":
         path = path / ("best.pt" if os.path.isfile(path / "best.pt") else "last.pt")
     try:
@@ -53,24 +49,20 @@ def load_checkpoint(path, device="cpu"):
         model.load_state_dict(weights)
         return model.to(device).eval(), codec, {**last, "model": weights}
     except FileNotFoundError:
-        how = command("python", "train.py", "--lrt=1", f"--out_dir={path.parent}")
-        raise FileNotFoundError(f"no checkpoint {path}; this makes one: {how}") from None
-    except OSError as e:
-        raise OSError(f"cannot read {path}: {e.strerror or e}") from e
+        how = command(f"--out_dir={path.parent}")
+        raise FileNotFoundError(f"no checkpoint {path}; this makes one: python train.py {how}") from None
     except Exception as e:      # a damaged or hostile file can raise anything at all
         what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]:.150}"
-        raise Unusable(f"{path} is not a checkpoint of this project, or damaged ({what})") from e
+        raise Unusable(f"{path} is not a checkpoint of this project, or cannot be read ({what})") from e
 
-@torch.inference_mode()
 def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator):
-    """Print the prompt, a list of tokens, and what follows, as it comes. Nothing is kept of it: it may go on
-    for ever. Returns a line about time and prefill."""
-    decode, cache, first = codec.decoder(), model.init_cache(1), None
-    idx, start = torch.tensor([prompt], device=model.embed.weight.device), time.perf_counter()
+    """Print the prompt, a list of tokens, and what follows, as it comes and for ever, keeping nothing of it.
+    Returns a line about time and prefill."""
+    decode, cache = codec.decoder(), model.init_cache(1)
+    print("".join(map(decode, prompt)), end="", flush=True)
+    idx, start, first = torch.tensor([prompt], device=model.embed.weight.device), time.perf_counter(), 0
     for token in model.generate(idx, max_new_tokens, temperature, top_k, generator, cache):
-        if first is None:                       # the prompt has been read
-            first = time.perf_counter()
-            print("".join(map(decode, prompt)), end="")
+        first = first or time.perf_counter()    # the prompt has been read
         print(decode(token.item()), end="", flush=True)
     print()
     speed = (max_new_tokens - 1) / max(time.perf_counter() - first, 1e-9)
@@ -78,27 +70,20 @@ def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator):
     return (f"prompt of {len(prompt):,} tokens in {1000 * (first - start):.0f} ms "
             f"({how}), then {speed:,.0f} tokens per second")
 
-@torch.inference_mode()
-def answers(model, codec, tokens):
-    """What a model of a task says at each of its inputs, as text."""
-    cache, device = model.init_cache(1), model.embed.weight.device
-    said = [model.step(torch.tensor([token], device=device), cache).argmax().item() for token in tokens]
-    return codec.decode(said).strip()
-
 @script
+@torch.inference_mode()
 def main(argv):
     s, given = parse(Settings, __doc__, argv)
     device = find_device(s.device)
     model, codec, _ = load_checkpoint(s.out_dir, device)
     text = read_text(s.prompt[5:]) if s.prompt.startswith("FILE:") else s.prompt
-    prompt = codec.encode(text) if "prompt" in given or codec.kind == "numbers" else codec.start()
+    start = codec.token_bytes.index(b"\n") if b"\n" in codec.token_bytes else 0
+    prompt = codec.encode(text) if "prompt" in given or codec.kind == "numbers" else [start]
     if not prompt:
         fail('--prompt is empty; give some text, or to a model of a task numbers: --prompt="1 0 1 1"')
-    for name, p in model.named_parameters():    # without those that let it in, the memory is 0
-        if not s.latent and name.startswith(("gamma", "u_k.", "u_v.")):
-            p.data.zero_()
-    if codec.kind == "numbers":                 # a task: it has answers, and no text that goes on
-        return print(answers(model, codec, prompt))
+    if codec.kind == "numbers":                 # a task: it has an answer to each input, no text that goes on
+        cache, prompt = model.init_cache(1), torch.tensor(prompt, device=device)
+        return print(codec.decode([model.step(one[None], cache).argmax().item() for one in prompt]).strip())
     generator = torch.Generator(device).manual_seed(s.seed)
     for n in range(s.num_samples):
         print("---------------\n" if n else "", end="")

@@ -1,7 +1,6 @@
 """Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h lists all settings)
 On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
-Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl and run.json.
-"""
+Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl and run.json."""
 import json, math, os, re, signal, sys
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
@@ -10,14 +9,12 @@ from time import perf_counter
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import prepare_data, sample
 from lrt import GPT, GPTConfig
 from prepare_data import command, fail, option, own, script, write_atomic
-from sample import find_device, load_checkpoint
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # torchrun sets them
 SAVE_SECONDS = 60               # from one last.pt to the next, evaluation or not
@@ -31,7 +28,7 @@ class Settings:
     overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
     resume: str = option("", "folder of a run to go on with as it was started, or longer: --max_iters")
     init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with")
-    block_size: int = option(128, "context that attention sees, in tokens; of text, also the length of rows, T")
+    block_size: int = option(128, "tokens that attention sees; of text, also the length of rows, T")
     n_layer: int = option(2, "layers, L")
     n_head: int = option(4, "attention heads in each layer, H")
     n_embd: int = option(128, "width, C")
@@ -40,15 +37,13 @@ class Settings:
     lrt_mode: str = option("parallel", "the dial, or token by token: exact, slow", ["parallel", "sequential"])
     lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact", (1, BIG))
     lrt_sweeps: int = option(1, "K: how often each subset is recomputed", (1, BIG))
-    lrt_loss_weights: str = option("", "K + 1 numbers: pass 0, sweep 1 .. K (default: each pass alike)")
+    lrt_loss_weights: str = option("", "K + 1 numbers: of pass 0, of sweep 1 .. K; none: each pass alike")
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
     lrt_memory_proj: str = option("shared", "one projection for all layers, or each", ["shared", "layerwise"])
     max_iters: int = option(1500, "steps (iterations; there are no epochs)", (1, 10 ** 7))
     batch_size: int = option(8, "rows in a batch of each process", (1, BIG))
-    gradient_accumulation_steps: int = option(1, "batches in a step, for more rows than memory", (1, BIG))
     max_flops: float = option(0.0, "end where a step would go over this compute (0: no limit)", (0, 1e30))
     learning_rate: float = option(1.6e-2, "lr after the warm-up, the highest", (0, BIG))
-    min_lr: float = option(0.0, "at the end of the cosine", (0, BIG))
     warmup_iters: int = option(50, "steps from 0 to learning_rate", (0, BIG))
     weight_decay: float = option(0.1, "of the hidden matrices", (0, BIG))
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
@@ -57,9 +52,9 @@ class Settings:
     eval_interval: int = option(750, "steps from one evaluation to the next", (1, BIG))
     eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly", (1, BIG))
     log_interval: int = option(50, "steps from one line of progress to the next", (1, BIG))
-    device: str = option("", "cpu, cuda, mps ... (default: the best one here)")
-    dtype: str = option("", "(default: bfloat16 on a GPU that has it)", ["", "float32", "bfloat16"])
-    compile: int = option(-1, "torch.compile (default: on cuda; on a CPU, try it)", [-1, 0, 1])
+    device: str = option("", "cpu, cuda, mps ...; none: the best one here")
+    dtype: str = option("", "of products; none: bfloat16 on a GPU that has it", ["", "float32", "bfloat16"])
+    compile: int = option(-1, "torch.compile; -1: on cuda; on a CPU, try it", [-1, 0, 1])
 
     def dial(self):
         """(S, or None for token by token; K; loss weights or None), as the model takes them."""
@@ -78,67 +73,60 @@ TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
 TASKS = {"parity": dict(TASK, max_iters=150, eval_interval=50, log_interval=25),
          "swaps": dict(TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")}
 
-def refuse_contradictions(s, given):
+def refuse_contradictions(s):
     """Settings that are allowed one by one, but not together, or not in this form, end the script."""
     lrt = [f.name for f in fields(s) if f.name.startswith("lrt_") and getattr(s, f.name) != f.default]
     dial = [name for name in lrt if name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights")]
-    empty = [name for name in ("out_dir", "resume", "init_from") if name in given and not getattr(s, name)]
-    number, stage = r"(?:\d+\.?\d*|\.\d+)", r"[1-9]\d{,5}:[1-9]\d{,5}"
+    number, part = r"(?:\d+\.?\d*|\.\d+)", r"[1-9]\d{,5}:[1-9]\d{,5}"
     weights = re.fullmatch(f"(?:{number},){{{s.lrt_sweeps}}}({number})", s.lrt_loss_weights)
     for name, wrong, why in [
-            *((name, True, "give a folder") for name in empty),
             *((name, not s.lrt, "a plain GPT has no such thing; add --lrt=1") for name in lrt),
             *((name, s.lrt_mode == "sequential", "--lrt_mode=sequential is exact already") for name in dial),
-            ("lrt_subsets", "lrt_subsets" in dial and 0 < s.block_size < s.lrt_subsets,
-             f"more than --block_size={s.block_size}, which is exact already"),
+            ("lrt_subsets", s.lrt_subsets > max(2, s.block_size), "more than --block_size, which is exact"),
             ("lrt_loss_weights", s.lrt_loss_weights and not (weights and float(weights[1])),
              f"must be {s.lrt_sweeps + 1} numbers, the last one not 0"),
-            ("min_lr", s.min_lr > s.learning_rate, f"more than --learning_rate={s.learning_rate}"),
-            ("curriculum", s.curriculum and not re.fullmatch(f"{stage}(,{stage})*", s.curriculum),
-             "must be lengths and steps: 4:100,8:100")]:
+            ("curriculum", not re.fullmatch(f"({part}(,{part})*)?", s.curriculum), "not like 4:100,8:100")]:
         if wrong:
             fail(f"--{name}={getattr(s, name)}: {why}")
 
-def batch(data, s, T, step, part, device):
-    """Inputs and targets (B, T) for one part (of gradient accumulation) of a step: text from random places,
-    or random rows of a task, cut to T. Several processes share what one with as many more rows would draw."""
-    rng = np.random.default_rng((s.seed, step, part))
-    places = len(data["train"]) - (0 if "train_y" in data else T)
-    return rows_at(data, "train", rng.integers(places, size=WORLD * s.batch_size)[RANK::WORLD], T, device)
+tensors = lambda device, *arrays: [torch.from_numpy(a.astype(np.int64)).to(device) for a in arrays]
 
-def rows_at(data, split, places, T, device):
-    """T tokens of text from these places on, and the next ones; or rows of a task: (inputs, targets)."""
-    if f"{split}_y" in data:
-        x, y = data[split][places, :T], data[f"{split}_y"][places, :T]
-    else:
-        rows = data[split][places[:, None] + np.arange(T + 1)]
-        x, y = rows[:, :-1], rows[:, 1:]
-    return tuple(torch.from_numpy(part.astype(np.int64)).to(device) for part in (x, y))
+def batch(data, s, T, step, device):
+    """Inputs and targets (B, T) of a step: text from random places, or random rows of a task, cut to T.
+    Several processes share what one with as many more rows would draw."""
+    rng, train = np.random.default_rng((s.seed, step, 0)), data["train"]
+    draw = lambda n: rng.integers(n, size=WORLD * s.batch_size)[RANK::WORLD]
+    if "train_y" in data:
+        rows = draw(len(train))
+        return tensors(device, train[rows, :T], data["train_y"][rows, :T])
+    text = train[draw(len(train) - T)[:, None] + np.arange(T + 1)]
+    return tensors(device, text[:, :-1], text[:, 1:])
 
 def windows(data, T, most, vocab_size, device):
     """The validation split in order, as batches of rows of T; of text, also the shorter last row. Of more
     than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or are of one row."""
-    task, val = "val_y" in data, data["val"]
-    count, rest = (len(val), 0) if task else divmod(len(val) - 1, T)
-    some = count if count * T + rest <= most else max(1, min(count, most // T))
-    size = 256 if task else max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
+    val, size = data["val"], max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
+    x, y = (val.ravel(), data["val_y"].ravel()) if "val_y" in data else (val[:-1], val[1:])
+    count, rest = divmod(len(x), T)
+    some = count if len(x) <= most else max(1, min(count, most // T))
+    whole = [part[:count * T].reshape(count, T) for part in (x, y)]
     for first in range(0, some, size):
         rows = np.arange(first, min(first + size, some)) * count // some
-        yield rows_at(data, "val", rows if task else rows * T, T, device)
+        yield tensors(device, *(part[rows] for part in whole))
     if rest and some == count:
-        yield rows_at(data, "val", np.array([count * T]), rest, device)
+        yield tensors(device, x[None, -rest:], y[None, -rest:])
 
 def scores(model, x, y, S=None, K=1):
     """Of every target its cross-entropy, in nats, and whether it was the likeliest: (2, B, T), on the CPU."""
     logits = (model(x, None, S, K) if S else model.forward_sequential(x))[0]
-    nll = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), y, reduction="none")
     return torch.stack([nll, (logits.argmax(-1) == y).to(nll)]).cpu().double()
 
 @torch.no_grad()
 def evaluate(model, s, codec, data, stop=None):
-    """Exact loss, and accuracy (of a task) or bits per byte (of text), over the validation split; and those
-    of the training graph after its last sweep. With s.lrt = 0: after pass 0, which is a plain GPT, or an LRT
-    whose latent is held at 0. Draws no random numbers. With stop, may return None, told to stop."""
+    """Exact loss, and accuracy (task) or bits per byte (text), over the validation split; and those of the
+    training graph. s.lrt = 0: after pass 0, a plain GPT, or an LRT whose latent is held at 0. Draws no random
+    numbers. With stop, may return None, told to stop."""
     (S, K, _), task, device = s.dial(), "val_y" in data, model.eval().embed.weight.device
     T, size = data["val"].shape[1] if task else s.block_size, min(data["val"].size, s.eval_tokens)
     n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
@@ -156,11 +144,10 @@ def evaluate(model, s, codec, data, stop=None):
     row |= {"val_accuracy": shown[1] / n, "val_accuracy_exact": right.sum() / n} if task else \
         {"val_bpb_exact": nll.sum() / math.log(2) / bytes}
     return {**{name: round(value.item(), 6) for name, value in row.items()}, "val_tokens": n,
-            "by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
+            "exact_by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
 
-def badness(row):
-    """What `best` is the least of: the exact loss; of a task, the share of wrong answers, then that."""
-    return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
+# What the best row has the least of: exact loss; of a task, the share of wrong answers, then that.
+badness = lambda row: (-row.get("val_accuracy_exact", 0.0), row["val_loss_exact"])
 
 def in_words(row, s):
     """The numbers of an evaluation; those of the training graph where it is not the exact one."""
@@ -185,7 +172,7 @@ def orthogonalize(X):
     518 to 709 ms of a step on one without AVX-512, this one 34."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = X.bfloat16() if X.is_cuda else X.float()
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    X = X / torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     polynomial = lambda A: torch.baddbmm(A, A, A, beta=b, alpha=c)
     if X.is_cuda or X.size(2) < 2 * X.size(1):
         for _ in range(5):
@@ -200,9 +187,9 @@ def orthogonalize(X):
     return Q @ X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized, for hidden matrices (Keller Jordan, kellerjordan.github.io/posts/muon), as
-    large as AdamW's updates (arXiv:2502.16982). It is torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), but
-    matrices of one shape, or of its transpose, are stacked; the first of each stack has its state."""
+    """Momentum, orthogonalized (Keller Jordan, kellerjordan.github.io/posts/muon), as large as AdamW's
+    updates (arXiv:2502.16982). It is torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), but matrices of
+    one shape or its transpose are stacked; the first of each stack has its state."""
     def __init__(self, matrices, lr=1e-3, momentum=0.85, weight_decay=0.1):
         shape = lambda p: sorted(p.shape)
         stacks = [{"params": list(stack)} for _, stack in groupby(sorted(matrices, key=shape), key=shape)]
@@ -214,9 +201,11 @@ class Muon(torch.optim.Optimizer):
             params, lr, momentum = group["params"], group["lr"], group["momentum"]
             wide = lambda x: x if x.size(0) <= x.size(1) else x.mT
             grad, state = torch.stack([wide(p.grad) for p in params]), self.state[params[0]]
-            average = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - momentum)
+            if not state:
+                state["momentum"] = torch.zeros_like(grad)
+            average = state["momentum"].lerp_(grad, 1 - momentum)
             size = -lr * 0.2 * max(params[0].shape) ** 0.5
-            for p, update in zip(params, orthogonalize(grad.lerp(average, momentum)).to(grad)):
+            for p, update in zip(params, orthogonalize(grad.lerp_(average, momentum)).to(grad)):
                 wide(p).mul_(1 - lr * group["weight_decay"]).add_(update, alpha=size)
 
 def make_optimizers(model, s):
@@ -239,10 +228,9 @@ class Stop:
     and answered between two steps or two batches of an evaluation. A second one ends the process at once."""
     def __init__(self):
         self.signal = 0
-        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        for number in filter(None, numbers):                            # no SIGHUP on Windows
-            if signal.getsignal(number) != signal.SIG_IGN:              # nohup ignores it
-                signal.signal(number, self.note)
+        for one in signal.Signals:                                      # on Windows without SIGHUP
+            if one.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(one) != signal.SIG_IGN:
+                signal.signal(one, self.note)                           # nohup ignores SIGHUP
 
     def note(self, number, frame):
         if self.signal and WORLD == 1:                                  # torchrun repeats what all have got
@@ -254,20 +242,17 @@ def resumed(s, given):
     path = Path(s.resume) if s.resume.endswith(".pt") else Path(s.resume, "last.pt")
     if RANK == 0 and os.path.isfile(path):
         own(path.parent, "--out_dir")
-    last, run = load_checkpoint(path)[2], ("python", "train.py", f"--init_from={path}", "--out_dir=NEW")
-    new = lambda *flags: f"a new run with its weights: {command(*run, *flags)}"
+    last, new = sample.load_checkpoint(path)[2], f"new run, same weights: {command(f'--init_from={path}')}"
     try:
-        processes = last["processes"]
+        if last["processes"] != WORLD:
+            fail(f"{path} is of a run of {last['processes']} processes, this one has {WORLD}: another run")
         old = {f.name: prepare_data.value_of(f, str(last["settings"][f.name])) for f in fields(s)}
     except (KeyError, TypeError):
-        fail(f"{path} has nothing to go on from; {new()}")
-    if processes != WORLD:
-        fail(f"{path} is of a run of {processes} processes, this one has {WORLD}: another run")
+        fail(f"{path} has nothing to go on from; {new}")
     old |= {"out_dir": str(path.parent), "resume": str(path.parent)}
     changed = {name: getattr(s, name) for name in given if name != "resume" and getattr(s, name) != old[name]}
     for name in set(changed) - {"max_iters", "device", "compile", "eval_interval", "log_interval"}:
-        flag = f"--{name}={changed[name]}"
-        fail(f"{flag}: that run has {old[name]!r}, and goes on as it was started; {new(flag)}")
+        fail(f"--{name}={changed[name]}: that run has {old[name]!r}, and goes on as it was started; {new}")
     s, steps = Settings(**{**old, **changed}), old["max_iters"]
     if s.max_iters < steps:
         fail(f"--max_iters={s.max_iters} is less than {steps}, which the learning rate is made for")
@@ -282,8 +267,8 @@ class Run:
         self.meta, self.codec, self.data = prepare_data.load(s.dataset)
         T, n = self.meta.get("length", s.block_size), len(self.data["train"])
         if T > s.block_size or n <= T and "task" not in self.meta:
-            fail(f"--block_size={s.block_size} does not suit data/{s.dataset}: " +
-                 (f"rows of {T}" if "task" in self.meta else f"only {n} tokens for training"))
+            has = f"rows of {T}" if "task" in self.meta else f"only {n} tokens for training"
+            fail(f"--block_size={s.block_size} does not suit data/{s.dataset}: it has {has}")
         try:
             self.config = GPTConfig(s.block_size, self.codec.vocab_size, s.n_layer, s.n_head, s.n_embd,
                                     s.dropout, bool(s.lrt), s.lrt_memory_layer, s.lrt_memory_proj)
@@ -293,7 +278,7 @@ class Run:
         self.model = self.compute = GPT(self.config).to(device)
         self.optimizers = make_optimizers(self.model, s)
         self.iter, self.seconds, self.recent, self.rows = 0, 0.0, [], []    # steps; losses since a row; log
-        self.lengths, rows = s.row_lengths(T), WORLD * s.batch_size * s.gradient_accumulation_steps
+        self.lengths, rows = s.row_lengths(T), WORLD * s.batch_size
         cost = {}                               # forward and backward of a row; attention as in SDPA's maths
         for n in set(self.lengths.tolist()):
             x = torch.zeros(1, n, dtype=torch.long, device=device)
@@ -336,8 +321,7 @@ class Run:
             own(self.out, "--out_dir")
             old = [self.out / name for name in ("last.pt", "best.pt", "log.jsonl", "run.json")]
             if not s.overwrite and (old[0].exists() or old[1].exists()):
-                how = command("python", "train.py", f"--resume={s.out_dir}")
-                fail(f"{s.out_dir} holds a run: go on with it ({how}), or replace it (--overwrite=1)")
+                fail(f"{s.out_dir} holds a run; go on: {command(f'--resume={s.out_dir}')}; or --overwrite=1")
             for path in old:
                 path.unlink(missing_ok=True)
         about = {"settings": asdict(s), "data": {k: v for k, v in self.meta.items() if k != "codec"},
@@ -350,42 +334,38 @@ class Run:
             f"{f' x {WORLD}' * (WORLD > 1)} {self.dtype}, torch {torch.__version__}; {self.meta['source']}")
 
     def save(self, best=False):
-        """last.pt and the log, whose rows leave out the losses by position; if asked to, best.pt, too."""
+        """last.pt and the log; if asked to, best.pt, too."""
         self.saved = perf_counter()
         state = {"model": self.model.state_dict(), "config": asdict(self.config), "settings": asdict(self.s),
                  "meta": self.meta, "iter": self.iter}
         last = {**state, "optimizers": [o.state_dict() for o in self.optimizers], "processes": WORLD,
                 "seconds": self.seconds + self.saved - self.start, "recent": self.recent, "rows": self.rows}
-        log = [json.dumps({k: v for k, v in row.items() if k != "by_position"}) + "\n" for row in self.rows]
+        log = "".join(json.dumps(row) + "\n" for row in self.rows)
         of_best = (self.out / "best.pt", lambda f: torch.save(state, f)) if best else ()
         write_atomic(*of_best, self.out / "last.pt", lambda f: torch.save(last, f),
-                     self.out / "log.jsonl", lambda f: f.write("".join(log).encode()))
+                     self.out / "log.jsonl", lambda f: f.write(log.encode()))
 
     def step(self):
-        """Forward, backward, update; linear warm-up, then a cosine down to min_lr. Returns the loss."""
-        s, n, parts, total = self.s, self.iter, self.s.gradient_accumulation_steps, 0.0
+        """Forward, backward, update; linear warm-up, then a cosine down to 0. Returns the loss."""
+        s, n, warm = self.s, self.iter, self.s.warmup_iters
         torch.manual_seed((s.seed * 1_000_003 + n) * WORLD + RANK)          # for dropout
         self.model.train()
-        for part in range(parts):
-            x, y = batch(self.data, s, int(self.lengths[n]), n, part, self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-                loss = self.compute(x, y, *s.dial())[1] / parts
-            loss.backward()
-            total += loss.item()
+        x, y = batch(self.data, s, int(self.lengths[n]), n, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            loss = self.compute(x, y, *s.dial())[1]
+        loss.backward()
         for p in self.model.parameters() if WORLD > 1 else ():      # their mean: torch's DDP over gloo twice
             torch.distributed.all_reduce(p.grad.div_(WORLD))        # hung or aborted at the end of a test
-        if s.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.grad_clip)
-        cosine = math.cos(math.pi * (n - s.warmup_iters) / max(1, self.max_iters - s.warmup_iters))
-        rate = s.learning_rate * (n + 1) / s.warmup_iters if n < s.warmup_iters else \
-            s.min_lr + (s.learning_rate - s.min_lr) * (1 + cosine) / 2
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.grad_clip or math.inf)
+        cosine = math.cos(math.pi * (n - warm) / max(1, self.max_iters - warm))
+        rate = s.learning_rate * (n + 1) / warm if n < warm else s.learning_rate * (1 + cosine) / 2
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
             optimizer.step()
         self.model.zero_grad()
         self.iter += 1
-        return total
+        return loss.item()
 
     @torch.no_grad()
     def validate(self, stop):
@@ -397,8 +377,8 @@ class Run:
         n, seconds = self.iter, self.seconds + perf_counter() - self.start
         if "task" in self.meta:         # exact, over the last tenth of 1 to 16 times the trained length
             T, rng = self.meta["length"], np.random.default_rng((self.s.seed, n))
-            x, y = map(torch.from_numpy, prepare_data.task_rows(self.meta["task"], 256, 16 * T, rng))
-            right = scores(self.model, x.to(self.device), y.to(self.device))[1].mean(0)
+            rows = prepare_data.task_rows(self.meta["task"], 256, 16 * T, rng)
+            right = scores(self.model, *tensors(self.device, *rows))[1].mean(0)
             share = lambda length: round(right[min(length - 1, int(length * 0.9)):length].mean().item(), 5)
             found["accuracy_by_length"] = {T << k: share(T << k) for k in range(5)}
         row = {"iter": n, "tokens": int(self.tokens[n - 1]), "flops": float(self.flops[n - 1]),
@@ -444,9 +424,8 @@ def train(run, stop):
                 run.save()
     if RANK == 0:
         run.save()
-    start = ["python"] if WORLD == 1 else ["torchrun", "--standalone", f"--nproc_per_node={WORLD}"]
-    again = command(*start, "train.py", f"--resume={run.out}")
-    say(f"\nstopped after step {run.iter:,}; go on with: {again}")
+    start = "python" if WORLD == 1 else f"torchrun --standalone --nproc_per_node={WORLD}"
+    say(f"\nstopped after step {run.iter:,}; go on with: {start} train.py {command(f'--resume={run.out}')}")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)       # torchrun sends it to who ends a moment later
     sys.exit(128 + (stop.signal or signal.SIGINT))
 
@@ -455,7 +434,7 @@ def report(run, stop):
     s, task, best = run.s, "task" in run.meta, min(run.rows, key=badness)
     say(f"\nbest, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
     if s.lrt:
-        model = load_checkpoint(run.out / "best.pt", run.device)[0]
+        model = sample.load_checkpoint(run.out / "best.pt", run.device)[0]
         if held := evaluate(model, replace(s, lrt=0), run.codec, run.data, stop):
             say(f"latent held at 0: {in_words(held, replace(s, lrt=0))}")
     if s.lrt and s.dial()[0]:
@@ -468,22 +447,19 @@ def report(run, stop):
 def main(argv):
     s, given = prepare_data.parse(Settings, __doc__, argv)
     s, given = prepare_data.parse(Settings, __doc__, argv, **TASKS.get(s.dataset, {}))
-    s.out_dir, s.resume = (folder and str(Path(folder).expanduser()) for folder in (s.out_dir, s.resume))
+    s.out_dir, s.resume = (os.path.expanduser(folder) for folder in (s.out_dir, s.resume))
     s, last = resumed(s, given) if s.resume else (s, None)
-    refuse_contradictions(s, given)
-    own_gpu = WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available()
-    device = find_device(f"cuda:{os.environ['LOCAL_RANK']}" if own_gpu else s.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")                          # TF32
+    refuse_contradictions(s)
+    if WORLD > 1 and s.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = sample.find_device(s.device)
     run = Run(s, device)
     if last or s.init_from:
-        run.take(s.resume or s.init_from, last or load_checkpoint(s.init_from)[2], bool(last))
+        run.take(s.resume or s.init_from, last or sample.load_checkpoint(s.init_from)[2], bool(last))
     if RANK == 0:
         run.claim()
     if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"]:
-        how = command("python", "train.py", f"--resume={run.out}", f"--max_iters={2 * run.iter}")
-        say(f"{run.out} is finished; to go on: {how}; to begin a new run with its weights: --init_from")
+        say(f"{run.out} is finished; longer: --max_iters={2 * run.iter}; new run, same weights: --init_from")
     if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.dial()[0]):
         say("compiling, a minute or so ...")
         run.compute = torch.compile(run.compute)

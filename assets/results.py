@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from threading import Lock
 
-import torch
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, MS, PLAIN, S2, S16, Experiment, at
@@ -76,8 +74,7 @@ def run(flags, seed):
     best = min(rows, key=lambda row: (-row.get("val_accuracy_exact", 0), row["val_loss_exact"]))
     if right := best.get("accuracy_by_length"):
         right = {"on the graph": best["val_accuracy"], **{f"at {n}": share for n, share in right.items()}}
-    evaluations = torch.load(folder / "last.pt", weights_only=True)["rows"]
-    at = next(row["by_position"] for row in evaluations if row["iter"] == best["iter"])
+    at = best["exact_by_position"]
     held = re.search(r"held at 0\D+(\d+\.\d+)", done.stdout)
     octaves = [(1 << n, min(len(at), (2 << n) - 1)) for n in range(len(at).bit_length())]
     row = {"code": CODE, "flags": flags, "seed": seed, "parameters": about["parameters"], "torch": about["torch"],
