@@ -87,8 +87,7 @@ def parse(settings_class, doc, argv, **presets):
     parser.error = lambda message: fail(f"{message}; settings are written --name=value, and -h lists them")
     options = {f.name: f for f in fields(settings_class)}
     for name, f in options.items():
-        default = presets.get(name, f.default)
-        note = f"({f.metadata['rule']}; default: {'none' if default == '' else default})"
+        note = f"({f.metadata['rule']}; default: {'none' if f.default == '' else f.default})"
         parser.add_argument(f"--{name}", metavar="X", help=f"{f.metadata['help']} {note}".replace("%", "%%"))
     typed, unknown = parser.parse_known_args(argv)
     if unknown:

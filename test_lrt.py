@@ -2822,9 +2822,9 @@ def test_settings_carry_their_range_and_help(capsys):
     assert parse(["--lrt=True", "--min_lr", "-1.5", "--n_layer=3", "--out_dir=True"], n_layer=5) == (
         SomeSettings(lrt=1, min_lr=-1.5, n_layer=3, out_dir="True"), ("lrt", "min_lr", "n_layer", "out_dir"))
     with pytest.raises(SystemExit):
-        parse(["-h"], n_layer=7)
+        parse(["-h"])
     out = " ".join(capsys.readouterr().out.split())
-    for text in ("what it is", "5% of all (no epochs) (a whole number from 1 to 1,000; default: 10)", "default: 7",
+    for text in ("what it is", "5% of all (no epochs) (a whole number from 1 to 1,000; default: 10)", "where (text; default: out)",
                  "how (parallel or sequential; default: parallel)"):
         assert text in out
     for arg, message in {
@@ -2841,6 +2841,15 @@ def test_settings_carry_their_range_and_help(capsys):
             parse([arg])
         err = capsys.readouterr().err
         assert message in err and err.startswith("error: ") and err.count("\n") == 1, (arg, err)
+
+
+@pytest.mark.parametrize("said, meant", {
+    "lr": "learning_rate", "steps": "max_iters", "iters": "max_iters", "epochs": "max_iters", "layers": "n_layer",
+    "heads": "n_head", "dim": "n_embd", "width": "n_embd", "batch": "batch_size", "context": "block_size",
+    "subsets": "lrt_subsets", "n_layers": "n_layer", "min_lr": None, "temperature": None, "bs": None}.items())
+def test_everyday_names_get_a_hint(said, meant, capsys):
+    err = ends_in_one_line(train, [f"--{said}=1"], capsys)
+    assert (f"(did you mean --{meant}?)" in err) if meant else ("did you mean" not in err)
 
 
 def test_folder_has_one_owner_until_its_process_dies(here, capsys):
@@ -3010,6 +3019,19 @@ def test_task_targets_are_what_they_say():
             rank = sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))        # of a permutation
             assert target == rank
     assert set(x.flat) == set(range(11)) and len(set(y.flat)) > 100
+
+
+def test_task_of_ones_own_is_a_table(here, monkeypatch, capsys):
+    """Sums modulo 3: targets, data, training and answers follow from the table alone."""
+    monkeypatch.setitem(prepare_data.TASKS, "sums", np.add.outer(np.arange(3), np.arange(3)) % 3)
+    prepare_data.prepare("sums", length=8, rows=100)
+    meta, codec, data = prepare_data.load("sums")
+    assert (meta["task"], codec.vocab_size, len(codec.index)) == ("sums", 3, 3)
+    for split, count in (("train", 90), ("val", 10)):
+        assert data[split].shape == (count, 8)
+        assert np.array_equal(data[f"{split}_y"], data[split].cumsum(1) % 3)
+    flags = ["--dataset=sums", *SMALL[1:], "--lrt=1", "--max_iters=2"]
+    assert run(train, *flags) == 0 and "% at 128 (80 tokens)" in capsys.readouterr().out
 
 
 def test_task_has_no_more_inputs_than_it_was_trained_on():
