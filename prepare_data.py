@@ -59,9 +59,9 @@ def script(main):
     return guarded
 
 def option(default, help, allowed=None):
-    """A field of a dataclass of settings. allowed: (least, most), a list of values, or None for any."""
+    """A field of a dataclass of settings. allowed: (least, most), a list of values, bool: not empty; None."""
     rule = {int: "a whole number", float: "a number", str: "text"}[type(default)]
-    rule += " from {:,} to {:,}".format(*allowed) if isinstance(allowed, tuple) else ""
+    rule += " from {:,} to {:,}".format(*allowed) if type(allowed) is tuple else ", not empty" * bool(allowed)
     if isinstance(allowed, list):
         rule = " or ".join(str(value) for value in allowed if value != "")
     return field(default=default, metadata={"help": help, "allowed": allowed, "rule": rule})
@@ -75,7 +75,7 @@ def value_of(f, text):
         value = f.type(text)
     except ValueError:
         value = float("nan")                        # which is never allowed
-    if not (value in allowed if isinstance(allowed, list) else
+    if not (value in allowed if isinstance(allowed, list) else bool(text) if allowed is bool else
             f.type is str or allowed[0] <= value <= allowed[1]):
         fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
     return value
@@ -96,8 +96,6 @@ def parse(settings_class, doc, argv, **presets):
         said = {o: re.findall("[a-z]+", f"{o} {f.metadata['help']}".lower()) for o, f in options.items()}
         near = difflib.get_close_matches(name, options, 1, 0.85) + [o for o in said if name in said[o]]
         parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
-    if empty := [name for name, text in vars(typed).items() if not text]:
-        fail(f"--{empty[0]} is empty: give a value, or leave it out")
     given = {name: value_of(options[name], text) for name, text in vars(typed).items()}
     return settings_class(**{**presets, **given}), tuple(given)
 
@@ -111,7 +109,7 @@ def own(folder, what, wait=False):
         Path(folder).mkdir(parents=True, exist_ok=True)
         HELD.append(lock := open(Path(folder) / ".lock", "ab"))
     except (OSError, ValueError) as e:
-        fail(f"{what}: {folder} cannot be used: {e}")
+        fail(f"{what}: {folder} cannot be used: {getattr(e, 'strerror', e)}")
     for tries in itertools.count():
         try:
             lock_now(lock)
@@ -146,7 +144,7 @@ def read_text(path):
     try:
         return Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as e:
-        fail(f"cannot read {path} as UTF-8 text: {getattr(e, 'strerror', e)}")
+        fail(f"cannot read {path or 'a file with no name'} as UTF-8 text: {getattr(e, 'strerror', e)}")
 
 # ---- Tokens
 # Byte pairs are merged inside of pieces of a text. WORDS cuts it, to learn and to encode: letters, digits or
@@ -256,9 +254,9 @@ def targets(task, x):
 
 def task_data(task, length, rows, seed):
     """(splits, meta): `rows` different rows of `length` inputs and targets, the last tenth for validation."""
-    n_targets, n_inputs = TASKS[task].shape
-    if length < 64 and 2 * rows > n_inputs ** length:
-        fail(f"--rows={rows}: must be at most half of the {n_inputs ** length:,} rows of --length={length}")
+    count, n_inputs = max(TASKS[task].shape), TASKS[task].shape[1]
+    if 2 * rows > (most := n_inputs ** min(length, 64)):
+        fail(f"--rows={rows}: must be at most half of the {most:,} rows of --length={length}")
     rng, x = np.random.default_rng(seed), np.empty((0, length), dtype=int)
     while len(x) < rows:
         x = np.unique(np.concatenate([x, rng.integers(n_inputs, size=(rows, length))]), axis=0)
@@ -267,7 +265,7 @@ def task_data(task, length, rows, seed):
     return {"train": x[:cut], "val": x[cut:], "train_y": y[:cut], "val_y": y[cut:]}, {
         "task": task, "length": length, "source": f"generated: {task}, {rows:,} rows of {length}, {seed=}",
         "sha256": hashlib.sha256(x.astype("<u2").tobytes()).hexdigest(), "tokenizer": "numbers",
-        "vocab_size": n_targets, "codec": {"kind": "numbers", "count": n_targets, "inputs": n_inputs}}
+        "vocab_size": count, "codec": {"kind": "numbers", "count": count, "inputs": n_inputs}}
 
 # ---- data/NAME/
 def shakespeare(folder):
@@ -341,13 +339,15 @@ def load(dataset):
         with own(folder, "--dataset", wait=True) if os.access(folder / ".lock", os.W_OK) else nullcontext():
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             codec, splits = Codec(meta["codec"]), {}
-            shape = (-1, meta["length"]) if "task" in meta and len(TASKS[meta["task"]]) else -1
+            shape = (-1, meta["length"]) if "task" in meta else -1
             for split in ("train", "val", "train_y", "val_y")[:4 if "task" in meta else 2]:
                 path, count = folder / f"{split}.bin", meta[f"{split.removesuffix('_y')}_tokens"]
                 if path.stat().st_size == 2 * count > 2:
                     splits[split] = np.memmap(path, "<u2", "r").reshape(shape)
                 if split not in splits or splits[split].max() >= codec.vocab_size:
                     raise ValueError(f"{split}.bin: not {count:,} tokens (it needs two) or not of this codec")
+        if "task" in meta and (targets(meta["task"], splits["val"]) != splits["val_y"]).any():
+            raise ValueError(f"the table of {meta['task']} has changed")
         "".join([meta["source"], meta["sha256"]])           # a TypeError if they are no texts
         return meta, codec, splits
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
@@ -357,7 +357,7 @@ def load(dataset):
 class Settings:
     dataset: str = option("shakespeare", "name of the folder in data/; parity and swaps are tasks")
     tokenizer: str = option("char", "char, gpt2 or bpe:N, N merges learned from the text")
-    input: str = option("", "UTF-8 text to use; none: tiny Shakespeare, downloaded")
+    input: str = option("", "UTF-8 text to use; none: tiny Shakespeare, downloaded", bool)
     length: int = option(32, "of a task's rows", (1, 100_000))
     rows: int = option(20_000, "how many rows of a task", (20, 10_000_000))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from lrt import GPT, GPTConfig
-from prepare_data import MAX_SEED, Codec, Unusable, command, fail, option, parse, read_text, script
+from prepare_data import MAX_SEED, Codec, Unusable, fail, option, parse, read_text, script
 
 @dataclass
 class Settings:
-    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint file")
+    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint file", bool)
     prompt: str = option("", "text to go on from, or FILE:path; none: a line break")
     num_samples: int = option(1, "how many texts, one after the other", (1, 10 ** 9))
     max_new_tokens: int = option(500, "length of each", (1, 10 ** 12))
@@ -21,7 +21,7 @@ class Settings:
     device: str = option("", "cpu, cuda, mps ...; none: the best one here")
 
 def find_device(name=""):
-    """The device of that name, or the best one here: cuda, mps, cpu. ValueError if it cannot be used."""
+    """The device of that name, or the best one here (cuda, mps, ..., cpu). ValueError if there is none."""
     name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.zeros(1, device=name).item()
@@ -49,8 +49,7 @@ def load_checkpoint(path, device="cpu"):
         model.load_state_dict(weights)
         return model.to(device).eval(), codec, {**last, "model": weights}
     except FileNotFoundError:
-        how = command(f"--out_dir={path.parent}")
-        raise FileNotFoundError(f"no checkpoint {path}; this makes one: python train.py {how}") from None
+        raise FileNotFoundError(f"no checkpoint {path}; train.py writes one into its --out_dir") from None
     except Exception as e:      # a damaged or hostile file can raise anything at all
         what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]:.150}"
         raise Unusable(f"{path} is not a checkpoint of this project, or cannot be read ({what})") from e

@@ -2813,7 +2813,7 @@ class SomeSettings:
     lrt_sweeps: int = prepare_data.option(1, "some")
     lrt_mode: str = prepare_data.option("parallel", "how", ["parallel", "sequential"])
     n_layer: int = prepare_data.option(2, "layers", (1, 100))
-    out_dir: str = prepare_data.option("out", "where")
+    out_dir: str = prepare_data.option("out", "where", bool)
 
 
 def test_settings_carry_their_range_and_help(capsys):
@@ -2824,13 +2824,13 @@ def test_settings_carry_their_range_and_help(capsys):
     with pytest.raises(SystemExit):
         parse(["-h"])
     out = " ".join(capsys.readouterr().out.split())
-    for text in ("what it is", "5% of all (no epochs) (a whole number from 1 to 1,000; default: 10)", "where (text; default: out)",
+    for text in ("what it is", "5% of all (no epochs) (a whole number from 1 to 1,000; default: 10)", "where (text, not empty; default: out)",
                  "how (parallel or sequential; default: parallel)"):
         assert text in out
     for arg, message in {
             "--max_iters=0": "=0: must be a whole number from 1 to 1,000", "--max_iters=1.5": "must",
-            "--min_lr=nan": "nan: must be a number", "--min_lr=inf": "be a number", "--min_lr=": "empty",
-            "--out_dir=": "--out_dir is empty",
+            "--min_lr=nan": "nan: must be a number", "--min_lr=inf": "be a number", "--min_lr=": "must",
+            "--out_dir=": "=: must be text, not empty",
             "--lrt=2": "=2: must be 0 or 1", "--lrt=maybe": "must be 0 or 1", "--max_iters=" + "9" * 5000: "",
             "--lrt_mode=x": "must be parallel or sequential", "--lrt": "--lrt: expected one argument",
             "--steps=3": "did you mean --max_iters?", "--epochs": "--max_iters?", "--n_layers=3": "n_layer?",
@@ -3032,6 +3032,24 @@ def test_task_of_ones_own_is_a_table(here, monkeypatch, capsys):
         assert np.array_equal(data[f"{split}_y"], data[split].cumsum(1) % 3)
     flags = ["--dataset=sums", *SMALL[1:], "--lrt=1", "--max_iters=2"]
     assert run(train, *flags) == 0 and "% at 128 (80 tokens)" in capsys.readouterr().out
+    for table in ([[0, 2, 1], [1, 0, 2], [2, 1, 0]], [[0, 1], [1, 0]]):     # of what was prepared before
+        monkeypatch.setitem(prepare_data.TASKS, "sums", np.array(table))
+        assert "delete it and prepare it again" in ends_in_one_line(train, [*flags, "--overwrite=1"], capsys)
+    monkeypatch.setitem(prepare_data.TASKS, "flip", np.array([[0, 1, 0], [1, 1, 0]]))       # more inputs than states
+    prepare_data.prepare("flip", length=8, rows=100)
+    assert run(train, "--dataset=flip", *flags[1:], "--overwrite=1") == 0
+    assert "'3'; known: 0 to 2" in ends_in_one_line(sample, ["--prompt=0 1 3"], capsys)
+    monkeypatch.setitem(prepare_data.TASKS, "still", np.array([[0]]))
+    assert "--rows" in ends_in_one_line(prepare_data, ["--dataset=still", "--length=64", "--rows=20"], capsys)
+
+
+def test_only_a_task_has_a_length(here):
+    prepare_data.prepare("mine", "char", "text.txt")
+    meta = json.loads(Path("data/mine/meta.json").read_text(encoding="utf-8"))
+    Path("data/mine/meta.json").write_text(json.dumps({**meta, "length": [16]}), encoding="utf-8")
+    assert run(train, *SMALL) == 0
+    assert run(train, "--dataset=swaps", *SMALL[1:], "--max_iters=1", "--curriculum=", "--block_size=32", "--overwrite=1") == 0
+    assert rows("out")[0]["tokens"] == 4 * 32                                   # and no curriculum if one says so
 
 
 def test_task_has_no_more_inputs_than_it_was_trained_on():
@@ -3321,6 +3339,7 @@ def test_long_validation_splits_are_sampled_evenly(here, capsys):
     some = places(80)
     assert len(some) == 10 and places(80) == some and all(row == list(range(row[0], row[0] + 8)) for row in some)
     assert {b[0] - a[0] for a, b in zip(some, some[1:])} <= {96, 104} and some[-1][0] >= 880
+    assert places(80, T=2000) == [list(range(999))]                                         # less than a row
     prepare_data.prepare("mine", "char", "text.txt")
     assert run(train, *SMALL, "--eval_tokens=100") == 0
     assert rows("out")[-1]["val_tokens"] == 96 and "96 tokens" in capsys.readouterr().out
@@ -3411,7 +3430,8 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (train, ["--learning_rate=-1"], "learning_rate"),
     (train, ["--learning_rate=nan"], "learning_rate"),
     (train, ["--curriculum=4:10,8"], "curriculum"),
-    (train, ["--curriculum="], "curriculum"),
+    (train, ["--lrt=1", "--lrt_subsets=3", "--block_size=-4"], "--block_size=-4: must be a whole number"),
+    (train, ["--n_embd=" + "1" * 30], "--n_embd"),
     (train, ["--max_iters=1.5"], "max_iters"),
     (train, ["--max_flops=inf"], "max_flops"),
     (train, ["--max_flops=10"], "max_flops"),
@@ -3440,10 +3460,11 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (train, ["--out_dir=run"], "run"),
     (train, ["--out_dir=~/run"], "run"),
     (train, ["--resume="], "--resume"),
+    (train, ["--init_from="], "--init_from"),
     (train, ["--lrt=1", "--lrt_mode=sequential", "--eval_tokens=0"], "eval_tokens"),
     (prepare_data, ["--input=missing.txt"], "missing.txt"),
     (prepare_data, ["--input=data"], "data"),
-    (prepare_data, ["--input="], "--input is empty"),
+    (prepare_data, ["--input="], "--input=: must be text, not empty"),
     (prepare_data, ["--input=empty.txt"], "empty.txt"),
     (prepare_data, ["--input=latin1.txt"], "UTF-8"),
     (prepare_data, ["--tokenizer=bpe:0", "--input=text.txt"], "--tokenizer"),
@@ -3469,6 +3490,8 @@ BAD_INPUT = [       # (script, flags, what the message must name); the folders a
     (sample, ["--out_dir=run", "--prompt=日本"], "日"),
     (sample, ["--out_dir=run", "--prompt="], "--prompt"),
     (sample, ["--out_dir=run", "--prompt=FILE:missing.txt"], "missing.txt"),
+    (sample, ["--out_dir=run", "--prompt=FILE:"], "no name"),
+    (sample, ["--out_dir="], "--out_dir"),
     (sample, ["--out_dir=task", "--prompt=1 2"], "'2'"),
     (sample, ["--out_dir=run", "--temperature=-1"], "--temperature"),
     (sample, ["--out_dir=run", "--num_samples=0"], "--num_samples"),
@@ -3548,7 +3571,10 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys, monkeyp
         before = all_files()
         assert named in ends_in_one_line(train, [f"--resume={folder}"], capsys) and all_files() == before
     good = torch.load("run/last.pt", weights_only=True)
-    for changes in (dict(iter="x"), dict(rows=7), dict(optimizers=[]), dict(optimizers=[{}, {}]), dict(meta={"codec": good["meta"]["codec"]}),
+    for changes in (dict(iter="x"), dict(iter=-1), dict(iter=10 ** 6), dict(recent="x"), dict(recent=[{}]), dict(rows=7),
+                    dict(rows="x"), dict(rows=[1]), dict(rows=[{}]), dict(rows=[{"iter": 1}]), dict(optimizers=[]),
+                    dict(settings={**good["settings"], "gradient_accumulation_steps": 4}),      # what is no more
+                    dict(optimizers=[{}, {}]), dict(meta={"codec": good["meta"]["codec"]}),
                     dict(settings={**good["settings"], "batch_size": "x"}), dict(settings=3), dict(processes=2)):
         torch.save({**good, **changes}, "foreign/last.pt")
         before = all_files()

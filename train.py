@@ -24,14 +24,14 @@ say = lambda line: print(line, flush=True) if RANK == 0 else None     # by the f
 @dataclass
 class Settings:
     dataset: str = option("shakespeare", "in data/; parity and swaps are tasks with their own settings")
-    out_dir: str = option("out", "where checkpoints and the log go")
+    out_dir: str = option("out", "where checkpoints and the log go", bool)
     overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
-    resume: str = option("", "folder of a run to go on with, as it was started or longer")
-    init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with")
-    block_size: int = option(128, "context: tokens that attention sees; of text, also the length of rows, T")
-    n_layer: int = option(2, "layers, L")
-    n_head: int = option(4, "attention heads in each layer, H")
-    n_embd: int = option(128, "width (dim), C")
+    resume: str = option("", "folder of a run to go on with, as it was started or longer", bool)
+    init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with", bool)
+    block_size: int = option(128, "context: tokens attention sees; of text, length of rows, T", (1, BIG))
+    n_layer: int = option(2, "layers, L", (1, BIG))
+    n_head: int = option(4, "attention heads in each layer, H", (1, BIG))
+    n_embd: int = option(128, "width (dim), C", (1, BIG))
     dropout: float = option(0.0, "worth it when the same text is read many times")
     lrt: int = option(0, "1: hand each token the state of the one before it", [0, 1])
     lrt_mode: str = option("parallel", "the dial, or token by token: exact, slow", ["parallel", "sequential"])
@@ -70,7 +70,8 @@ class Settings:
 
 # What a task is trained with unless told otherwise. Attention sees no more than the rows it learned on.
 TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
-TASKS = {"parity": dict(TASK, max_iters=150, eval_interval=50, log_interval=25),
+TASKS = {**dict.fromkeys(prepare_data.TASKS, TASK),
+         "parity": dict(TASK, max_iters=150, eval_interval=50, log_interval=25),
          "swaps": dict(TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")}
 
 def refuse_contradictions(s):
@@ -82,7 +83,7 @@ def refuse_contradictions(s):
     for name, wrong, why in [
             *((name, not s.lrt, "a plain GPT has no such thing; add --lrt=1") for name in lrt),
             *((name, s.lrt_mode == "sequential", "--lrt_mode=sequential is exact already") for name in dial),
-            ("lrt_subsets", s.lrt_subsets > max(2, s.block_size), "more than --block_size, which is exact"),
+            ("lrt_subsets", s.block_size < s.lrt_subsets != 2, "more than --block_size, which is exact"),
             ("lrt_loss_weights", s.lrt_loss_weights and not (weights and float(weights[1])),
              f"must be {s.lrt_sweeps + 1} numbers, the last one not 0"),
             ("curriculum", not re.fullmatch(f"({part}(,{part})*)?", s.curriculum), "not like 4:100,8:100")]:
@@ -108,7 +109,7 @@ def windows(data, T, most, vocab_size, device):
     val, size = data["val"], max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
     x, y = (val.ravel(), data["val_y"].ravel()) if "val_y" in data else (val[:-1], val[1:])
     count, rest = divmod(len(x), T)
-    some = count if len(x) <= most else max(1, min(count, most // T))
+    some = count if len(x) <= max(most, T) else max(1, min(count, most // T))
     whole = [part[:count * T].reshape(count, T) for part in (x, y)]
     for first in range(0, some, size):
         rows = np.arange(first, min(first + size, some)) * count // some
@@ -125,8 +126,7 @@ def scores(model, x, y, S=None, K=1):
 @torch.no_grad()
 def evaluate(model, s, codec, data, stop=None):
     """Exact loss, and accuracy (task) or bits per byte (text), over the validation split; and those of the
-    training graph. s.lrt = 0: after pass 0, a plain GPT, or an LRT whose latent is held at 0. Draws no random
-    numbers. With stop, may return None, told to stop."""
+    training graph. s.lrt = 0: after pass 0, which holds the latent at 0. None if told to stop meanwhile."""
     (S, K, _), task, device = s.dial(), "val_y" in data, model.eval().embed.weight.device
     T, size = data["val"].shape[1] if task else s.block_size, min(data["val"].size, s.eval_tokens)
     n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
@@ -187,9 +187,8 @@ def orthogonalize(X):
     return Q @ X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Keller Jordan, kellerjordan.github.io/posts/muon), as large as AdamW's
-    updates (arXiv:2502.16982). It is torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), but matrices of
-    one shape or its transpose are stacked; the first of each stack has its state."""
+    """Orthogonalized momentum (Keller Jordan, kellerjordan.github.io/posts/muon), as large as AdamW's: it is
+    torch.optim.Muon(adjust_lr_fn="match_rms_adamw") (arXiv:2502.16982), but stacks matrices of like shape."""
     def __init__(self, matrices, lr=1e-3, momentum=0.85, weight_decay=0.1):
         shape = lambda p: sorted(p.shape)
         stacks = [{"params": list(stack)} for _, stack in groupby(sorted(matrices, key=shape), key=shape)]
@@ -242,13 +241,15 @@ def resumed(s, given):
     path = Path(s.resume) if s.resume.endswith(".pt") else Path(s.resume, "last.pt")
     if RANK == 0 and os.path.isfile(path):
         own(path.parent, "--out_dir")
-    last, new = sample.load_checkpoint(path)[2], f"new run, same weights: {command(f'--init_from={path}')}"
+    last = sample.load_checkpoint(path)[2]
+    new = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
     try:
         if last["processes"] != WORLD:
             fail(f"{path} is of a run of {last['processes']} processes, this one has {WORLD}: another run")
-        old = {f.name: prepare_data.value_of(f, str(last["settings"][f.name])) for f in fields(s)}
+        old = asdict(Settings(**last["settings"]))      # a TypeError, if it has settings that are no more
+        old |= {f.name: prepare_data.value_of(f, str(old[f.name])) for f in fields(s) if old[f.name] != ""}
     except (KeyError, TypeError):
-        fail(f"{path} has nothing to go on from; {new}")
+        fail(f"{path} is not of a run of this train.py, or has nothing to go on from; {new}")
     old |= {"out_dir": str(path.parent), "resume": str(path.parent)}
     changed = {name: getattr(s, name) for name in given if name != "resume" and getattr(s, name) != old[name]}
     for name in set(changed) - {"max_iters", "device", "compile", "eval_interval", "log_interval"}:
@@ -265,7 +266,7 @@ class Run:
     def __init__(self, s, device):
         self.s, self.device, self.out = s, device, Path(s.out_dir)
         self.meta, self.codec, self.data = prepare_data.load(s.dataset)
-        T, n = self.meta.get("length", s.block_size), len(self.data["train"])
+        T, n = self.meta["length"] if "task" in self.meta else s.block_size, len(self.data["train"])
         if T > s.block_size or n <= T and "task" not in self.meta:
             has = f"rows of {T}" if "task" in self.meta else f"only {n} tokens for training"
             fail(f"--block_size={s.block_size} does not suit data/{s.dataset}: it has {has}")
@@ -309,8 +310,9 @@ class Run:
         try:
             for optimizer, state in zip(self.optimizers, last["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
-            self.iter, self.seconds = int(last["iter"]), float(last["seconds"])
-            self.recent, self.rows = list(last["recent"]), list(last["rows"])
+            self.iter, self.seconds = range(self.max_iters + 1).index(last["iter"]), float(last["seconds"])
+            self.recent = [float(loss) for loss in last["recent"]]
+            self.rows = [row for row in last["rows"] if row["iter"] > 0 <= badness(row)[1]]
         except Exception as e:      # a hostile file can raise anything at all
             fail(f"{path} has not what a run of this model goes on from ({type(e).__name__})")
 
@@ -321,7 +323,7 @@ class Run:
             own(self.out, "--out_dir")
             old = [self.out / name for name in ("last.pt", "best.pt", "log.jsonl", "run.json")]
             if not s.overwrite and (old[0].exists() or old[1].exists()):
-                fail(f"{s.out_dir} holds a run; go on: {command(f'--resume={s.out_dir}')}; or --overwrite=1")
+                fail(f"{self.out} has a run: {command(f'--resume={self.out}')} or another, or --overwrite=1")
             for path in old:
                 path.unlink(missing_ok=True)
         about = {"settings": asdict(s), "data": {k: v for k, v in self.meta.items() if k != "codec"},
@@ -392,7 +394,7 @@ def train(run, stop):
     s, end, tokens, times, stopping = run.s, run.max_iters, np.concatenate([[0], run.tokens]), [], 0
     said = run.start = run.saved = perf_counter()
     few = evaluate(run.model, replace(s, eval_tokens=min(s.eval_tokens, 8192)), run.codec, run.data)
-    size = min(run.data["val"].size, s.eval_tokens) + 4096 * run.meta.get("length", 0)      # by length
+    size = min(run.data["val"].size, s.eval_tokens) + 4096 * run.lengths.max() * ("task" in run.meta)
     evaluation = (perf_counter() - said) / few["val_tokens"] * size         # how long one takes: a guess
     evaluated = run.rows[-1]["iter"] if run.rows else 0
     name = "loss over all passes" if s.lrt and s.dial()[0] else "loss"
@@ -450,15 +452,15 @@ def main(argv):
     s.out_dir, s.resume = (os.path.expanduser(folder) for folder in (s.out_dir, s.resume))
     s, last = resumed(s, given) if s.resume else (s, None)
     refuse_contradictions(s)
-    if WORLD > 1 and s.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(sample.find_device(f"cuda:{os.environ['LOCAL_RANK']}"))
     device = sample.find_device(s.device)
     run = Run(s, device)
     if last or s.init_from:
         run.take(s.resume or s.init_from, last or sample.load_checkpoint(s.init_from)[2], bool(last))
     if RANK == 0:
         run.claim()
-    if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"]:
+    if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"] and not s.max_flops:
         say(f"{run.out} is finished; longer: --max_iters={2 * run.iter}; new run, same weights: --init_from")
     if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.dial()[0]):
         say("compiling, a minute or so ...")
