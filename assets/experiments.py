@@ -68,14 +68,16 @@ by 0.018 and S = 8 by 0.011, of deviations up to 0.015; S = 4 and 2 are level wi
         **{f"S = {S}, 1,750 steps": f"--lrt=1 --lrt_subsets={S} --max_iters=1750 --eval_interval=600"
            for S in (2, 4, 8, 16)}}),
     "compute": Experiment("Loss against compute, time and the cost of a token", """
-Code 2, to 1e13 (1.04e13 for LRT): token by token, LRT is ahead of everything at equal FLOPs: of plain GPT by 0.087 at
-2e12 (three seeds) and 0.070 at 5e12 (one seed, the same one), where it is also ahead of all that have 1e13. S = 16 is
-behind plain GPT at 2e12 (0.037) and 5e12 (0.023) and ahead of it at 1e13 (0.018). S = 2 is behind at 2e12 (0.074) and
-5e12 (0.050), level at 1e13. Twice the depth is behind at 2e12 and 5e12 and level with S = 4 and 8 at 1e13. In time on a
-CPU plain GPT is ahead of token by token by far: its steps take 39 ms, those 644. The more exact the training, the more
-the latent is worth: held at zero, LRT loses 1.3 to 1.5 token by token, 0.29 to 0.46 with S = 16, 0.04 to 0.09 with 2.
-Code 1, 2e13 and 4e13: plain GPT of the same depth is level with S = 2 at 2e13; at 4e13, when it has read the text
-fourteen times and LRT seven times, LRT is ahead by 0.023, and twice the depth ahead of both.""", {
+Code 2, to 2e13: token by token, LRT is ahead of everything at equal FLOPs: of plain GPT by 0.087 at 2e12 and 0.074 at
+5e12 (three seeds), and by 0.051 at 1e13 (one seed, the same one), where it is also ahead of all that have 2e13. S = 16
+is behind plain GPT at 2e12 (0.037) and 5e12 (0.023), ahead of it at 1e13 (0.018) and at 2e13 (0.030, two seeds). S = 2
+is behind at 2e12 (0.074) and 5e12 (0.050), level at 1e13 and 2e13 (there one seed). Twice the depth is behind at 2e12
+and 5e12, level with S = 4 and 8 at 1e13, and between plain GPT and S = 16 at 2e13 (0.015 from each, two seeds). In time
+on a CPU plain GPT is ahead of token by token by far: its steps take 39 ms, those 644. The more exact the training, the
+more the latent is worth: held at zero, LRT loses 1.3 to 1.6 token by token, 0.24 to 0.46 with S = 16, 0.03 to 0.09 with
+S = 2.
+Code 1, 4e13: when plain GPT has read the text fourteen times and S = 2 seven times, S = 2 is ahead of it by 0.023, and
+twice the depth ahead of both.""", {
         f"{model}, {budget}": at(budget, model) for model in (PLAIN, DEEP, S2, S16, LOOP)
         for budget in BUDGETS[:3 if model == LOOP else 5]}),        # in the loop, 1e13 takes a core most of an hour
     "time": Experiment("The same time: about as long as 1,750 steps with S = 2", """
