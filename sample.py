@@ -55,8 +55,8 @@ def load_checkpoint(path, device="cpu"):
         raise Unusable(f"{path} is not a checkpoint of this project, or cannot be read ({what})") from e
 
 def stream(model, codec, prompt, max_new_tokens, temperature, top_k, generator):
-    """Print the prompt, a list of tokens, and what follows, as it comes and for ever, keeping nothing of it.
-    Returns a line about time and prefill."""
+    """Print the prompt, a list of tokens, and what follows, as it comes. It may go on for ever: nothing is
+    kept. Returns a line about time and prefill."""
     decode, cache = codec.decoder(), model.init_cache(1)
     print("".join(map(decode, prompt)), end="", flush=True)
     idx, start, first = torch.tensor([prompt], device=model.embed.weight.device), time.perf_counter(), 0

@@ -83,7 +83,7 @@ def refuse_contradictions(s):
     for name, wrong, why in [
             *((name, not s.lrt, "a plain GPT has no such thing; add --lrt=1") for name in lrt),
             *((name, s.lrt_mode == "sequential", "--lrt_mode=sequential is exact already") for name in dial),
-            ("lrt_subsets", s.block_size < s.lrt_subsets != 2, "more than --block_size, which is exact"),
+            ("lrt_subsets", "lrt_subsets" in dial and s.lrt_subsets > s.block_size, "more than --block_size"),
             ("lrt_loss_weights", s.lrt_loss_weights and not (weights and float(weights[1])),
              f"must be {s.lrt_sweeps + 1} numbers, the last one not 0"),
             ("curriculum", not re.fullmatch(f"({part}(,{part})*)?", s.curriculum), "not like 4:100,8:100")]:
@@ -95,7 +95,7 @@ tensors = lambda device, *arrays: [torch.from_numpy(a.astype(np.int64)).to(devic
 def batch(data, s, T, step, device):
     """Inputs and targets (B, T) of a step: text from random places, or random rows of a task, cut to T.
     Several processes share what one with as many more rows would draw."""
-    rng, train = np.random.default_rng((s.seed, step, 0)), data["train"]
+    rng, train = np.random.default_rng((s.seed, step)), data["train"]
     draw = lambda n: rng.integers(n, size=WORLD * s.batch_size)[RANK::WORLD]
     if "train_y" in data:
         rows = draw(len(train))
@@ -312,7 +312,7 @@ class Run:
                 optimizer.load_state_dict(state)
             self.iter, self.seconds = range(self.max_iters + 1).index(last["iter"]), float(last["seconds"])
             self.recent = [float(loss) for loss in last["recent"]]
-            self.rows = [row for row in last["rows"] if row["iter"] > 0 <= badness(row)[1]]
+            self.rows = [row for row in last["rows"] if row["iter"] > 0 and badness(row)[1] >= 0]
         except Exception as e:      # a hostile file can raise anything at all
             fail(f"{path} has not what a run of this model goes on from ({type(e).__name__})")
 

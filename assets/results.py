@@ -20,6 +20,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, MS, PLAIN, S2, S16, Experiment, at
 from plot import pyplot
 from prepare_data import SHAKESPEARE_SHA256, fail, load, prepare, script, write_atomic, write_dataset
+from train import badness
 
 CODE = 2        # of new rows; to be raised when the same flags train another model: an optimizer, a default
 
@@ -71,7 +72,7 @@ def run(flags, seed):
         return print(f"FAILED ({done.returncode}): {flags} --seed={seed}", file=sys.stderr, flush=True)
     read = lambda name: (folder / name).read_text(encoding="utf-8")
     rows, about = [json.loads(line) for line in read("log.jsonl").splitlines()], json.loads(read("run.json"))
-    best = min(rows, key=lambda row: (-row.get("val_accuracy_exact", 0), row["val_loss_exact"]))
+    best = min(rows, key=badness)
     if right := best.get("accuracy_by_length"):
         right = {"on the graph": best["val_accuracy"], **{f"at {n}": share for n, share in right.items()}}
     at = best["exact_by_position"]
