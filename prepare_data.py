@@ -6,198 +6,23 @@
     python prepare_data.py --dataset=parity --length=32     a task, not text: inputs and targets; or swaps
 
 The first 90% of the characters are for training, the rest for validation, as in nanoGPT."""
-import argparse, base64, codecs, difflib, hashlib, itertools, json, os, re, shlex, subprocess, sys, time
+import base64, hashlib, itertools, json, os, re, sys
 import urllib.request
 from collections import Counter, defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-try:
-    import fcntl
-    lock_now = lambda f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except ImportError:     # on Windows
-    import msvcrt
-    lock_now = lambda f: msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+
+from support.files import own, read_text, write_atomic
+from support.options import option, parse
+from support.script import command, fail, script
+from support.tokens import MAX_VOCAB, WORDS, Codec
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-MAX_VOCAB = 2 ** 16             # what uint16 can number
-MAX_SEED = 2 ** 32 - 1
-HELD = []                       # the open files of own(): one that is forgotten is closed, and its lock gone
-
-# ---- Shared by all scripts: how to fail, settings, files
-def fail(message):
-    """One line on stderr, exit status 2."""
-    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)
-    sys.exit(2)
-
-class Unusable(ValueError):
-    """Something of a user's cannot be used. The message is all that there is to say of it."""
-
-def script(main):
-    """Decorator of every script's main(argv): what can end any of them, at any place, ends it in order."""
-    def guarded(argv=None):
-        for stream in (sys.stdout, sys.stderr):     # a terminal that cannot show a character shows a "?"
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
-        try:
-            return main(argv)
-        except KeyboardInterrupt:                   # Ctrl-C
-            sys.exit(130)
-        except BrokenPipeError:                     # a reader like head that has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except (OSError, Unusable) as e:            # a folder one may not enter, a name too long, ...
-            fail(f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else e)
-        except (MemoryError, RuntimeError) as e:
-            if isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory", str(e)):
-                fail(f"not enough memory; smaller sizes need less ({e!s:.150})")
-            raise
-    return guarded
-
-def option(default, help, allowed=None):
-    """A field of a dataclass of settings. allowed: (least, most), a list of values, bool: not empty; None."""
-    rule = {int: "a whole number", float: "a number", str: "text"}[type(default)]
-    rule += " from {:,} to {:,}".format(*allowed) if type(allowed) is tuple else ", not empty" * bool(allowed)
-    if isinstance(allowed, list):
-        rule = " or ".join(str(value) for value in allowed if value != "")
-    return field(default=default, metadata={"help": help, "allowed": allowed, "rule": rule})
-
-def value_of(f, text):
-    """What was typed for an option, as its type. Ends with an error if it is not allowed."""
-    allowed = f.metadata["allowed"] or (-sys.float_info.max, sys.float_info.max)
-    if isinstance(allowed, list) and 1 in allowed:
-        text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
-    try:
-        value = f.type(text)
-    except ValueError:
-        value = float("nan")                        # which is never allowed
-    if not (value in allowed if isinstance(allowed, list) else bool(text) if allowed is bool else
-            f.type is str or allowed[0] <= value <= allowed[1]):
-        fail(f"--{f.name}={text}: must be {f.metadata['rule']}")
-    return value
-
-def parse(settings_class, doc, argv, **presets):
-    """(instance of a dataclass of options, names of those on the command line). presets: other defaults."""
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message}; settings are written --name=value, and -h lists them")
-    options = {f.name: f for f in fields(settings_class)}
-    for name, f in options.items():
-        note = f"({f.metadata['rule']}; default: {'none' if f.default == '' else f.default})"
-        parser.add_argument(f"--{name}", metavar="X", help=f"{f.metadata['help']} {note}".replace("%", "%%"))
-    typed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        name = flag.lstrip("-").replace("-", "_").lower()
-        said = {o: re.findall("[a-z]+", f"{o} {f.metadata['help']}".lower()) for o, f in options.items()}
-        near = difflib.get_close_matches(name, options, 1, 0.85) + [o for o in said if name in said[o]]
-        parser.error(f"there is no {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
-    given = {name: value_of(options[name], text) for name, text in vars(typed).items()}
-    return settings_class(**{**presets, **given}), tuple(given)
-
-# A line that a shell takes for a command of these words.
-command = lambda *words: (subprocess.list2cmdline if os.name == "nt" else shlex.join)(map(str, words))
-
-def own(folder, what, wait=False):
-    """Make a folder and keep other processes out of it until the returned file is closed or the process ends,
-    however it ends. Who is second waits, or fails with the advice to use another `what`."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        HELD.append(lock := open(Path(folder) / ".lock", "ab"))
-    except (OSError, ValueError) as e:
-        fail(f"{what}: {folder} cannot be used: {getattr(e, 'strerror', e)}")
-    for tries in itertools.count():
-        try:
-            lock_now(lock)
-            return lock
-        except (BlockingIOError, PermissionError):      # it is taken; the latter is Windows'
-            if not wait:
-                fail(f"{folder} is in use by another run; wait for it or use another {what}")
-        except OSError:                                 # a file system without locks
-            return lock
-        if tries == 10:
-            print(f"waiting for another run that uses {folder}", file=sys.stderr)
-        time.sleep(0.1)
-
-def write_atomic(*files):
-    """path, write, path, write, ...: each write(f) fills a temporary file; then all take their names."""
-    files = [(Path(path), Path(f"{path}.tmp"), write) for path, write in zip(files[::2], files[1::2])]
-    try:
-        for path, temporary, write in files:
-            with open(temporary, "wb") as f:
-                write(f)
-                f.flush()
-                os.fsync(f.fileno())
-        for path, temporary, _ in files:
-            os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:        # torch.save makes the latter of the former
-        for _, temporary, _ in files:
-            temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path}: {getattr(e, 'strerror', None) or e}")
-
-def read_text(path):
-    """The text of a UTF-8 file, line ends as they are."""
-    try:
-        return Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError) as e:
-        fail(f"cannot read {path or 'a file with no name'} as UTF-8 text: {getattr(e, 'strerror', e)}")
-
-# ---- Tokens
-# Byte pairs are merged inside of pieces of a text. WORDS cuts it, to learn and to encode: letters, digits or
-# signs, with the space before them, and white space. A letter is what is nothing else, like the marks that
-# many scripts put on letters. No piece has more than 32, or a text without spaces would take for ever.
-SIGNS = r"!-/:-@\[-`{-~\xa1-\xbf\u2010-\u205e\u3001-\u3003\u3008-\u301f\uff01-\uff0f\uff1a-\uff20"
-WORDS = rf" ?[^\s\d{SIGNS}]{{1,32}}| ?\d{{1,32}}| ?[{SIGNS}]{{1,32}}|\s{{1,32}}(?!\S)|\s{{1,32}}"
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-class Codec:
-    """Text to token numbers and back, as the "codec" entry of meta.json and checkpoints says, plain values:
-    {"kind": "char", "chars": [...]}, {"kind": "bpe", "pattern": ..., "tokens": [base64 of bytes]} or, for
-    numbers with spaces between, {"kind": "numbers", "count": ..., "inputs": how many can be asked}.
-    token_bytes: the bytes of each token. Raises ValueError, KeyError or TypeError if the entry is another."""
-    def __init__(self, entry):
-        self.kind = entry["kind"]
-        if self.kind == "bpe":
-            self.token_bytes = [base64.b64decode(t) for t in entry["tokens"]]
-            self.learned = {"words": True, "gpt2": False}[entry["pattern"]]
-            ranks = {t: i for i, t in enumerate(self.token_bytes)}
-            good = len(ranks) == len(self.token_bytes) and all(bytes([b]) in ranks for b in range(256))
-            self.engine = tiktoken.Encoding("bpe", pat_str="(?s).+" if self.learned else GPT2,
-                                            mergeable_ranks=ranks, special_tokens={})
-        else:
-            numbers = {"numbers": True, "char": False}[self.kind]
-            names = [str(i) for i in range(min(entry["count"], MAX_VOCAB))] if numbers else entry["chars"]
-            self.token_bytes = [f"{name} ".encode() if numbers else name.encode() for name in names]
-            self.index = {name: i for i, name in enumerate(names[:entry["inputs"] if numbers else None])}
-            good = 0 < len(self.index) and len(set(names)) == len(names)
-        if not good:
-            raise ValueError("the tokens are none, or not all different, or a single byte is not among them")
-        self.vocab_size = len(self.token_bytes)
-
-    def encode(self, text):
-        """Token numbers of a text. Raises ValueError that names what it has no token for."""
-        if self.kind == "bpe":
-            pieces = re.findall(WORDS, text) if self.learned else [text]
-            tokens = {piece: self.engine.encode_ordinary(piece) for piece in set(pieces)}
-            return [token for piece in pieces for token in tokens[piece]]
-        items = text if self.kind == "char" else text.split()
-        if unknown := sorted(set(items) - set(self.index)):
-            count, chars = len(self.index), "".join(self.index)
-            known = f"{chars!r:.200}" if self.kind == "char" else f"0 to {count - 1}, with spaces between"
-            raise Unusable(f"no token for {' '.join(map(repr, unknown[:10]))}; known: {known}")
-        return [self.index[item] for item in items]
-
-    def decoder(self):
-        """A function from token number to text, for streaming: unfinished characters are held back."""
-        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda token: utf8.decode(self.token_bytes[token])
-
-    def decode(self, tokens):
-        return b"".join(self.token_bytes[t] for t in tokens).decode("utf-8", errors="replace")
 
 def gpt2_codec():
     """GPT-2's 50,256 tokens, through tiktoken, which downloads them once (or looks in TIKTOKEN_CACHE_DIR)."""

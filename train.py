@@ -3,7 +3,6 @@ On several processes or machines:  torchrun --standalone --nproc_per_node=2 trai
 Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl and run.json."""
 import json, math, os, re, signal, sys
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 
@@ -14,7 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prepare_data, sample
 from lrt import GPT, GPTConfig
-from prepare_data import command, fail, option, own, script, write_atomic
+from support.checkpoint import find_device, load_checkpoint
+from support.files import own, write_atomic
+from support.optimizer import make_optimizers
+from support.options import MAX_SEED, option, parse, value_of
+from support.script import command, fail, script
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # torchrun sets them
 SAVE_SECONDS = 60               # from one last.pt to the next, evaluation or not
@@ -48,7 +51,7 @@ class Settings:
     weight_decay: float = option(0.1, "of the hidden matrices", (0, BIG))
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
     curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 (tasks)")
-    seed: int = option(1337, "of the weights and the data order", (0, prepare_data.MAX_SEED))
+    seed: int = option(1337, "of the weights and the data order", (0, MAX_SEED))
     eval_interval: int = option(750, "steps from one evaluation to the next", (1, BIG))
     eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly", (1, BIG))
     log_interval: int = option(50, "steps from one line of progress to the next", (1, BIG))
@@ -166,55 +169,6 @@ def verdict(row):
         "THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train nearer to it"
     return f"exact - training graph = {gap:+.4f} in {name} (threshold {most}): {how}"
 
-def orthogonalize(X):
-    """Newton-Schulz: five times a X + b (X Xᵀ) X + c (X Xᵀ)² X takes singular values to 0.7 .. 1.2.
-    X (n, rows, columns), rows <= columns -> the same. In float32 on a CPU: in bfloat16, torch's Muon took
-    518 to 709 ms of a step on one without AVX-512, this one 34."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    X = X.bfloat16() if X.is_cuda else X.float()
-    X = X / torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    polynomial = lambda A: torch.baddbmm(A, A, A, beta=b, alpha=c)
-    if X.is_cuda or X.size(2) < 2 * X.size(1):
-        for _ in range(5):
-            X = torch.baddbmm(X, polynomial(X @ X.mT), X, beta=a)
-        return X
-    A, I = X @ X.mT, a * torch.eye(X.size(1), device=X.device)
-    P = Q = I + polynomial(A)                   # long rows: the same polynomials, on the short sides alone
-    for _ in range(4):
-        A = P @ A @ P
-        P = I + polynomial(A)
-        Q = P @ Q
-    return Q @ X
-
-class Muon(torch.optim.Optimizer):
-    """Orthogonalized momentum (Keller Jordan, kellerjordan.github.io/posts/muon), as large as AdamW's: it is
-    torch.optim.Muon(adjust_lr_fn="match_rms_adamw") (arXiv:2502.16982), but stacks matrices of like shape."""
-    def __init__(self, matrices, lr=1e-3, momentum=0.85, weight_decay=0.1):
-        shape = lambda p: sorted(p.shape)
-        stacks = [{"params": list(stack)} for _, stack in groupby(sorted(matrices, key=shape), key=shape)]
-        super().__init__(stacks, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            params, lr, momentum = group["params"], group["lr"], group["momentum"]
-            wide = lambda x: x if x.size(0) <= x.size(1) else x.mT
-            grad, state = torch.stack([wide(p.grad) for p in params]), self.state[params[0]]
-            if not state:
-                state["momentum"] = torch.zeros_like(grad)
-            average = state["momentum"].lerp_(grad, 1 - momentum)
-            size = -lr * 0.2 * max(params[0].shape) ** 0.5
-            for p, update in zip(params, orthogonalize(grad.lerp_(average, momentum)).to(grad)):
-                wide(p).mul_(1 - lr * group["weight_decay"]).add_(update, alpha=size)
-
-def make_optimizers(model, s):
-    """Muon for hidden matrices, AdamW for the others: at 3 times the learning rate, but for the head."""
-    head, fast = model.head.weight, [model.embed.weight, *(p for p in model.parameters() if p.ndim < 2)]
-    matrices = [p for p in model.parameters() if not any(p is q for q in (head, *fast))]
-    return [Muon(matrices, weight_decay=s.weight_decay),
-            torch.optim.AdamW([{"params": fast, "scale": 3.0}, {"params": [head]}], betas=(0.9, 0.95),
-                              eps=1e-10, weight_decay=0.0, fused=head.device.type in ("cpu", "cuda"))]
-
 def together(*numbers):
     """Sums over all processes, the same in each: what they do next may depend on nothing else. The others
     wait here while the first one evaluates, half an hour at most (gloo); eval_tokens need far less."""
@@ -241,13 +195,13 @@ def resumed(s, given):
     path = Path(s.resume) if s.resume.endswith(".pt") else Path(s.resume, "last.pt")
     if RANK == 0 and os.path.isfile(path):
         own(path.parent, "--out_dir")
-    last = sample.load_checkpoint(path)[2]
+    last = load_checkpoint(path)[2]
     new = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
     try:
         if last["processes"] != WORLD:
             fail(f"{path} is of a run of {last['processes']} processes, this one has {WORLD}: another run")
         old = asdict(Settings(**last["settings"]))      # a TypeError, if it has settings that are no more
-        old |= {f.name: prepare_data.value_of(f, str(old[f.name])) for f in fields(s) if old[f.name] != ""}
+        old |= {f.name: value_of(f, str(old[f.name])) for f in fields(s) if old[f.name] != ""}
     except (KeyError, TypeError):
         fail(f"{path} is not of a run of this train.py, or has nothing to go on from; {new}")
     old |= {"out_dir": str(path.parent), "resume": str(path.parent)}
@@ -436,7 +390,7 @@ def report(run, stop):
     s, task, best = run.s, "task" in run.meta, min(run.rows, key=badness)
     say(f"\nbest, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
     if s.lrt:
-        model = sample.load_checkpoint(run.out / "best.pt", run.device)[0]
+        model = load_checkpoint(run.out / "best.pt", run.device)[0]
         if held := evaluate(model, replace(s, lrt=0), run.codec, run.data, stop):
             say(f"latent held at 0: {in_words(held, replace(s, lrt=0))}")
     if s.lrt and s.dial()[0]:
@@ -447,17 +401,17 @@ def report(run, stop):
 
 @script
 def main(argv):
-    s, given = prepare_data.parse(Settings, __doc__, argv)
-    s, given = prepare_data.parse(Settings, __doc__, argv, **TASKS.get(s.dataset, {}))
+    s, given = parse(Settings, __doc__, argv)
+    s, given = parse(Settings, __doc__, argv, **TASKS.get(s.dataset, {}))
     s.out_dir, s.resume = (os.path.expanduser(folder) for folder in (s.out_dir, s.resume))
     s, last = resumed(s, given) if s.resume else (s, None)
     refuse_contradictions(s)
     if WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available():
-        torch.cuda.set_device(sample.find_device(f"cuda:{os.environ['LOCAL_RANK']}"))
-    device = sample.find_device(s.device)
+        torch.cuda.set_device(find_device(f"cuda:{os.environ['LOCAL_RANK']}"))
+    device = find_device(s.device)
     run = Run(s, device)
     if last or s.init_from:
-        run.take(s.resume or s.init_from, last or sample.load_checkpoint(s.init_from)[2], bool(last))
+        run.take(s.resume or s.init_from, last or load_checkpoint(s.init_from)[2], bool(last))
     if RANK == 0:
         run.claim()
     if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"] and not s.max_flops:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from prepare_data import fail, option, parse, read_text, script
+from support.files import read_text
+from support.options import option, parse
+from support.script import fail, script
 
 AXES = {"iter": "steps", "flops": "FLOPs of training", "seconds": "seconds, with evaluations",
         "tokens": "tokens"}

@@ -19,7 +19,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from experiments import ABOUT, BUDGETS, DEEP, EXPERIMENTS, LOOP, MODELS, MS, PLAIN, S2, S16, Experiment, at
 from plot import pyplot
-from prepare_data import SHAKESPEARE_SHA256, fail, load, prepare, script, write_atomic, write_dataset
+from prepare_data import SHAKESPEARE_SHA256, load, prepare, write_dataset
+from support.files import write_atomic
+from support.script import fail, script
 from train import badness
 
 CODE = 2        # of new rows; to be raised when the same flags train another model: an optimizer, a default

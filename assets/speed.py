@@ -15,9 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from lrt import GPT, GPTConfig
-from prepare_data import fail, option, parse, script
-from sample import find_device
-from train import Settings as Training, make_optimizers
+from support.checkpoint import find_device
+from support.optimizer import make_optimizers
+from support.options import option, parse
+from support.script import fail, script
+from train import Settings as Training
 
 
 @dataclass
