@@ -13,43 +13,31 @@ What fails says what is wrong, in which head, position or sweep. Sections whose 
 "Instructor", and all from "Data" on, are not in the handout.
 """
 import ast
-import dataclasses
-import errno
 import functools
-import hashlib
 import importlib
 import inspect
-import io
 import itertools
 import json
 import linecache
 import math
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import traceback
-import tracemalloc
 import xml.etree.ElementTree
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import prepare_data
-import sample
-import train
 
 lrt = importlib.import_module(os.environ.get("LRT_IMPL", "lrt").removesuffix(".py"))
 HERE = Path(__file__).parent
@@ -2708,3 +2696,25 @@ def test_report_of_several_files(tmp_path, capsys, monkeypatch):
     grade_files(files[:1], "json")
     result = json.loads(capsys.readouterr().out)
     assert result["score"] == 0 and [t["max_score"] for t in result["tests"]] == [e[1] for e in EXERCISES]
+
+
+if __name__ == "__main__":
+    flags = dict(arg.partition("=")[::2] for arg in sys.argv[1:] if arg.startswith("--"))
+    names = [flags[f] for f in ("--handout", "--grade") if flags.get(f)]
+    names += [arg for arg in sys.argv[1:] if not arg.startswith("--")]
+    sys.dont_write_bytecode = True
+    if set(flags) == {"--handout"} and len(names) == 1:
+        handout(*names)
+    elif set(flags) == {"--mutants"} and not names:
+        survived = 0
+        for mutant in MUTANTS:
+            killers, said = killed_by(mutant[1], changed(*mutant[1:]))
+            print(f"{'rejected' if killers else 'SURVIVED'}  {mutant[1]}: {mutant[0]}")
+            print(f"          {killers[0]}: {said}" if killers else "", flush=True)
+            survived += not killers
+        sys.exit(f"{survived} of {len(MUTANTS)} survived" if survived else 0)
+    elif "--grade" in flags and set(flags) <= {"--grade", "--json", "--csv", "--limit"} and names:
+        form = "json" if "--json" in flags else "csv" if "--csv" in flags else ""
+        grade_files(names, form, float(flags.get("--limit", 30)))
+    else:
+        sys.exit(__doc__)

@@ -1,0 +1,83 @@
+"""What the tests of the scripts share."""
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from support import files
+
+HERE = Path(__file__).parent.parent
+torch.set_num_threads(1)
+
+
+TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i * 37 % 101} words of line {i}, naïvely counted — "
+               f"{'lo ' * (i % 5)}end.\n\n" for i in range(120))
+
+
+class Server:
+    """What urlopen returns; without data, what it does with no network."""
+    def __init__(self, data): self.data = data
+    def __call__(self, url, timeout):
+        if self.data is None:
+            raise OSError("no network")
+        return io.BytesIO(self.data)
+
+
+SMALL_TASK = "--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 --eval_interval=20 --device=cpu --lrt=1".split()
+
+
+SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 --max_iters=6 --eval_interval=3 "
+         "--log_interval=2 --device=cpu").split()
+
+
+def run(module, *args):
+    """A script's main() in this process; its exit status."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        module.main(list(args))
+    except SystemExit as e:
+        return e.code
+    finally:                                    # as when a process ends
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+        while files.HELD:
+            files.HELD.pop().close()
+    return 0
+
+
+def rows(folder):
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(folder):
+    return torch.load(Path(folder, "last.pt"), weights_only=True)["model"]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def all_files():
+    return {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def ends_in_one_line(module, args, capsys):
+    """Runs a script that must refuse: exit status 2, one line. Returns the line."""
+    capsys.readouterr()
+    status, err = run(module, *args), capsys.readouterr().err
+    assert status == 2, (args, status, err)
+    assert err.startswith("error: ") and err.count("\n") == 1, (args, err)
+    return err
+
+
+def torchrun(*args):
+    """Two processes; a hang is an error."""
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *args],
+                          capture_output=True, text=True, encoding="utf-8", timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
+                               "PYTHONPATH": str(HERE)})
