@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import lrt
 import test_lrt
+from support import proof
 from course.source import definitions, lrt_text, owner_of
 
 MOST_BYTES = 10 ** 6
@@ -239,7 +240,7 @@ def take_over(path, function):
     """Put a student's function into lrt, in the place of its own. Raises Refused, and whatever the
     code at the top of the file that it uses raises."""
     path = str(path)
-    test_lrt.STUDENTS.add(path)
+    proof.STUDENTS.add(path)
     for part, node in part_of(path, function):
         made = {}
         try:
@@ -259,7 +260,7 @@ def take_over(path, function):
 class Watch:
     """What is torch's, lrt's and the tests' before a student's code runs, to be looked at after."""
     MODULES = (builtins, math, functools, itertools, np, pytest, torch, torch.autograd, torch.nn,
-               torch.nn.functional, torch.nn.init, lrt, test_lrt)
+               torch.nn.functional, torch.nn.init, lrt, test_lrt, proof)
     CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Linear, torch.nn.Embedding, torch.nn.Dropout,
                torch.nn.Parameter, lrt.GPT, lrt.Block, lrt.Cache, lrt.GPTConfig)
 
