@@ -91,27 +91,10 @@ def test_everyday_names_get_a_hint(said, meant, capsys):
     assert (f"(did you mean --{meant}?)" in err) if meant else ("did you mean" not in err)
 
 
-def test_folder_has_one_owner_until_its_process_dies(here, capsys):
-    code = "import prepare_data; files.own('run', '--x'); print('ok', flush=True); input()"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              env={**os.environ, "PYTHONPATH": str(HERE)})
-    assert holder.stdout.readline().strip() == b"ok"
-    with pytest.raises(SystemExit):
-        files.own("run", "--out_dir")
-    message = "error: run is in use by another run; wait for it or use another --out_dir\n"
-    assert capsys.readouterr().err == message
-    holder.kill()
-    holder.wait()
-    with files.own("run", "--out_dir"):
-        with pytest.raises(SystemExit):
-            files.own("run", "--out_dir")
-    files.own("run", "--out_dir").close()
-
-
 def test_commands_can_be_pasted(monkeypatch):
     words = ["python", "train.py", "--out_dir=my run", Path("a/b")]
     assert scripts.command(*words) == "python train.py '--out_dir=my run' a/b"
-    monkeypatch.setattr(prepare_data.os, "name", "nt")
+    monkeypatch.setattr(scripts.os, "name", "nt")
     assert scripts.command(*words[:3], r"C:\out") == r'python train.py "--out_dir=my run" C:\out'
 
 
@@ -329,11 +312,12 @@ def test_paths_and_texts_that_others_trip_over(here, capsys):
 
 def test_checkpoints_of_wrapped_models_load(trained):
     for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
-        checkpoint = torch.load("run/best.pt", weights_only=True)
-        checkpoint["model"] = {prefix + name: w for name, w in checkpoint["model"].items()}
+        saved = torch.load("run/best.pt", weights_only=True)
+        saved["model"] = {prefix + name: w for name, w in saved["model"].items()}
         Path("wrapped").mkdir(exist_ok=True)
-        torch.save(checkpoint, "wrapped/best.pt")
-        assert same(checkpoint.load_checkpoint(Path("wrapped/best.pt"), "cpu")[0].state_dict(), checkpoint.load_checkpoint(Path("run/best.pt"), "cpu")[0].state_dict())
+        torch.save(saved, "wrapped/best.pt")
+        ours, theirs = (checkpoint.load_checkpoint(f"{run}/best.pt")[0] for run in ("run", "wrapped"))
+        assert same(ours.state_dict(), theirs.state_dict())
 
 
 def test_memory_that_is_not_there_is_said_so(trained, capsys):

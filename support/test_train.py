@@ -1,6 +1,4 @@
 """train.py: runs, resuming, stopping, reporting."""
-import errno
-import io
 import math
 import os
 import re
@@ -306,21 +304,3 @@ def test_overwrite_leaves_nothing_of_the_old_run_and_bad_numbers_stop_it(here, c
     err = capsys.readouterr().err
     assert "loss is nan" in err and "smaller --learning_rate" in err
     assert {p.name for p in Path("out").iterdir()} == {".lock", "run.json"}
-
-
-@pytest.mark.parametrize("after", [0, 1000])
-def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
-    """The disk is full after some bytes of every file."""
-    class FullDisk(io.FileIO):
-        def write(self, data):
-            if self.tell() + len(data) > after:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(data)
-    before = all_files()
-    monkeypatch.setattr(prepare_data, "open", lambda path, mode: FullDisk(path, mode), raising=False)
-    for path in ("run/last.pt", "run/new.pt"):
-        with pytest.raises(SystemExit):
-            files.write_atomic(path, lambda f: torch.save({"w": torch.zeros(10_000)}, f))
-        assert path in capsys.readouterr().err
-    assert "No space left" in ends_in_one_line(prepare_data, ["--dataset=mine", "--input=text.txt"], capsys)
-    assert all_files() == before
