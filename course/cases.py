@@ -2,16 +2,19 @@
 import functools
 import inspect
 import itertools
+import math
 
-import test_lrt  # noqa: F401 (its tests come into TESTS)
+import test_lrt
 from support.proof import SLOW, TESTS
 
 
 def cases(number, quick=False):
-    """[(name, call)]: each test of an exercise (0: of what is given) with each of its parameters;
-    none of those with a fixture. Quick tests come first, and of each test the first parameters, as
-    that finds what is wrong soonest. quick: none that take long, and two parameters of each."""
+    """[(name, call)]: each test of an exercise (0: of what is given) with each of its parameters,
+    those that take long with the first alone; none of those with a fixture. Quick tests come first,
+    and of each test the first parameters, as that finds what is wrong soonest. quick: none that take
+    long, and two parameters of each."""
     found = []
+    assert test_lrt                     # which has made TESTS what it is
     for test in TESTS.get(number, []):
         names, values = parameters(test)
         if set(inspect.signature(test).parameters) - set(itertools.chain(*names)):
@@ -21,7 +24,10 @@ def cases(number, quick=False):
             for part, value in zip(names, combination):
                 named.update(zip(part, value if len(part) > 1 else (value,)))
             slow = test in SLOW
-            if not quick or (not slow and n < 2):
+            most = 2 if quick else math.inf
+            if slow:
+                most = 0 if quick else 1
+            if n < most:
                 found.append((slow, n, test.__name__, functools.partial(test, **named)))
     found.sort(key=lambda case: case[:2])
     return [(name, call) for slow, n, name, call in found]

@@ -14,7 +14,7 @@ from support.script import Unusable, say, script
 
 # The number of a function stays the same, whatever is left out: its tests bear it, test_ex2_...
 NUMBERS = {
-    "shift_right": 1, "Cache.advance": 2, "Block.qkv": 3, "GPT.layers": 4, "GPT.recur": 5,
+    "shift_right": 1, "Cache.advance": 2, "Block.qkv": 3, "GPT.layers": 4, "GPT.step": 5,
     "GPT.refine": 6, "GPT.forward": 7, "GPT.prefill": 8, "GPT.forward_hops": 9,
 }
 
@@ -54,7 +54,7 @@ EXERCISES = [
         "Block.qkv", points=12, minutes=40, stage=1,
         what="queries, keys and values; the memory enters through gates",
         teaches="gates, heads, where a memory enters attention",
-        hint="`chunk` or `unflatten` the gates; look at the shapes in `heads`. A plain GPT has no\n"
+        hint="`chunk` or `unflatten` the gates; look at the shapes in `split`. A plain GPT has no\n"
              "  `w_g`."),
     Exercise(
         "GPT.layers", points=13, minutes=50, stage=1,
@@ -63,7 +63,7 @@ EXERCISES = [
         hint="where is U shared, and where is it not? `memory_layer` may be negative. Nothing is\n"
              "  changed in place."),
     Exercise(
-        "GPT.recur", points=8, minutes=20, stage=1,
+        "GPT.step", points=8, minutes=20, stage=1,
         what="the recurrence, one token",
         teaches="a recurrence with gradients through time: it trains",
         hint="three lines; `extend` does the work. What is the memory of the first token of a text,\n"
@@ -88,6 +88,13 @@ EXERCISES = [
         hint="pieces one after the other, each swept until nothing that a sweep writes changes by\n"
              "  more than `tol`. The largest change counts, over rows, positions, layers. After how\n"
              "  many sweeps is it exact, whatever the weights?"),
+    Exercise(
+        "GPT.forward_hops", points=12, minutes=90, stage=4,
+        what="the gradient of a solution, without the way to it",
+        teaches="implicit differentiation; a Neumann series; what a gradient is of",
+        hint="passes without gradients find the latents; one pass has the graph. `autograd.grad` of\n"
+             "  a number gives what that number says of m; of which latents has it been said? How\n"
+             "  does a gradient come into the weights, when the loss itself may not change?"),
 ]
 
 STAGES = {1: "exact", 2: "the dial", 3: "inference", 4: "for those who want more"}      # their titles

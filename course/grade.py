@@ -28,6 +28,11 @@ from support.script import Unusable, fail, say, script
 
 FORKS = sys.platform == "linux"         # a copy of this process, with torch in it, is there at once
 
+# Seconds are those of computing, where the system can count them: other programs do not matter then.
+# What waits and computes nothing is stopped after four times as many.
+OUT_OF_TIME = getattr(signal, "SIGXCPU", None) or -1
+WAITS = 4 if hasattr(signal, "SIGXCPU") else 1
+
 
 @dataclass
 class Mark:
@@ -43,7 +48,7 @@ class Mark:
 
 class Forked:
     """A copy of this process. Where torch's libraries can be copied: on Linux."""
-    def __init__(self, path, number, result):
+    def __init__(self, path, number, result, limit):
         self.pid, self.status = os.fork(), None
         if self.pid == 0:
             try:
@@ -52,7 +57,7 @@ class Forked:
                 for stream in (0, 1, 2):
                     os.dup2(nowhere, stream)
                 os.chdir(os.path.dirname(result))
-                worker.work(path, number, result)
+                worker.work(path, number, result, limit)
             finally:
                 os._exit(0)
 
@@ -72,8 +77,9 @@ class Forked:
 
 class Started:
     """A new Python."""
-    def __init__(self, path, number, result):
-        words = [sys.executable, str(HERE / "course" / "worker.py"), path, str(number), result]
+    def __init__(self, path, number, result, limit):
+        words = [sys.executable, str(HERE / "course" / "worker.py"), path, str(number), result,
+                 str(limit)]
         nothing = subprocess.DEVNULL
         self.process = subprocess.Popen(words, cwd=os.path.dirname(result), stdin=nothing,
                                         stdout=nothing, stderr=nothing, start_new_session=True)
@@ -105,8 +111,8 @@ class Task:
         self.exercise, self.limit = exercise, limit
         self.result = str(Path(folder) / f"{os.urandom(8).hex()}.json")
         kind = Forked if forks else Started
-        self.child, self.end = kind(os.path.abspath(path), exercise.number, self.result), None
-        self.end = time.monotonic() + limit
+        self.child = kind(os.path.abspath(path), exercise.number, self.result, limit)
+        self.end = time.monotonic() + limit * WAITS
 
     def mark(self):
         """The Mark, when it is done or its time is over; else None."""
@@ -120,7 +126,7 @@ class Task:
 
     def verdict(self, status):
         """Points, and why."""
-        if status is None:
+        if status is None or status == -OUT_OF_TIME:
             return 0, f"not done after {self.limit:g} s: an endless loop?"
         try:
             found = json.loads(Path(self.result).read_text(encoding="utf-8"))
@@ -148,6 +154,8 @@ def graded(paths, table, limit=30, jobs=1, forks=FORKS):
     """Yields (path, [Mark, ...]) as soon as a file is done, in any order. `jobs` at a time."""
     waiting = deque((place, exercise) for place in range(len(paths)) for exercise in table.values())
     marks, running = {place: [] for place in range(len(paths))}, []
+    if forks:
+        worker.warm_up()
     with tempfile.TemporaryDirectory(prefix="grade-") as folder:
         try:
             while waiting or running:

@@ -1,9 +1,10 @@
-"""The tests of one exercise on one file, in a process of its own:  python course/worker.py FILE N RESULT
+"""The tests of one exercise on one file, in a process of its own:  python course/worker.py FILE N RESULT SECONDS
 
 Writes RESULT, in JSON: {"passed": how many tests have passed, "said": what the first one that fails
 says}. grade.py starts it, and reads that.
 """
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[threads] = "1"               # as many files are graded at a time as there are cores
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+
 from course.cases import cases
 from course.exercises import NUMBERS
 from course.submission import Refused, Watch, take_over
@@ -19,9 +22,16 @@ from course.submission import Refused, Watch, take_over
 MEMORY, FILE_SIZE = 6 * 2 ** 30, 2 ** 20    # bytes that a student's code may have
 
 
-def work(path, number, result):
-    """Grade an exercise of a file, in this process."""
-    limit_resources()
+def warm_up():
+    """Let torch load what it loads when it is first needed: before the processes are made, that is
+    once, and before Watch looks at what there is."""
+    x = torch.empty(2, 3, device="meta", requires_grad=True)
+    torch.cat([torch.zeros_like(x), x])[:, 1:].sum().backward()
+
+
+def work(path, number, result, limit):
+    """Grade an exercise of a file, in this process. limit: seconds of computing."""
+    limit_resources(limit)
     found = tried(path, number)
     text = json.dumps({**found, "said": found["said"][:2000]})
     Path(result + ".tmp").write_text(text, encoding="utf-8")
@@ -61,13 +71,15 @@ def in_a_line(error):
         return "an exception that cannot be shown"
 
 
-def limit_resources():
+def limit_resources(seconds):
     """A program that takes all memory, or fills the disk, harms itself. (Not on Windows.)"""
     try:
         import resource
     except ImportError:
         return
-    for what, most in (("RLIMIT_DATA", MEMORY), ("RLIMIT_FSIZE", FILE_SIZE), ("RLIMIT_CORE", 0)):
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    for what, most in {"RLIMIT_DATA": MEMORY, "RLIMIT_FSIZE": FILE_SIZE, "RLIMIT_CORE": 0,
+                       "RLIMIT_CPU": math.ceil(used + seconds)}.items():
         try:
             resource.setrlimit(getattr(resource, what), (most, most))
         except (AttributeError, ValueError, OSError):
@@ -75,4 +87,5 @@ def limit_resources():
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    warm_up()
+    work(sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
