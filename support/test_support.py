@@ -242,7 +242,7 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(trained, capsys, monkeyp
     good = torch.load("run/last.pt", weights_only=True)
     for changes in (dict(iter="x"), dict(iter=-1), dict(iter=10 ** 6), dict(recent="x"), dict(recent=[{}]), dict(rows=7),
                     dict(rows="x"), dict(rows=[1]), dict(rows=[{}]), dict(rows=[{"iter": 1}]), dict(optimizers=[]),
-                    dict(settings={**good["settings"], "gradient_accumulation_steps": 4}),      # what is no more
+                    dict(settings={**good["settings"], "gone_by": 4}),                             # what is no more
                     dict(optimizers=[{}, {}]), dict(meta={"codec": good["meta"]["codec"]}),
                     dict(settings={**good["settings"], "batch_size": "x"}), dict(settings=3), dict(processes=2)):
         torch.save({**good, **changes}, "foreign/last.pt")
