@@ -9,7 +9,6 @@ The first 90% of the characters of each file are for training, the rest for vali
 nanoGPT. A data set keeps its text, as tokens: to prepare it again takes no file and no network.
 """
 import base64
-import codecs
 import hashlib
 import itertools
 import json
@@ -22,7 +21,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Iterable
 
 import numpy as np
 import tiktoken
@@ -31,125 +29,17 @@ from support.files import own, write_together
 from support.options import option, parse
 from support.pairs import learn_pairs
 from support.script import Unusable, command, fail, script, warn
+from support.texts import TokenSplit, beginning, given_text, short_text, text_of
 from support.tokens import MAX_VOCAB, Codec
 
 SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
                    "tinyshakespeare/input.txt")
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 EMBEDDED = "embedded: pydoc_data.topics"        # a source that gives way to any other
-PART = 2 ** 17                  # bytes or tokens of a text in memory at once
-CHECKED = 2 ** 20               # tokens that load() looks at: all of them, or as many as a sample
+SAMPLE = 2 ** 14                # load() looks at so many tokens in 64 places of a file, or at all
 
 
 # ---- Texts
-
-@dataclass
-class Text:
-    """A text in two splits, where it is from, and its fingerprint. It may be too long for memory:
-    each for loop over a split reads it anew, in parts."""
-    source: str
-    train: Iterable[str]
-    val: Iterable[str]
-    sha256: str
-
-
-def text_of(source, train, val):
-    """A Text with its fingerprint: the sha256 of all of it and, unless 90% is for training, of the
-    number of characters that are."""
-    digest = hashlib.sha256()
-    sizes = []
-    for split in (train, val):
-        size = 0
-        for part in split:
-            digest.update(part.encode())
-            size += len(part)
-        sizes.append(size)
-    if sizes[0] != int(sum(sizes) * 0.9):
-        digest.update(f"cut after {sizes[0]}".encode())
-    return Text(source, train, val, digest.hexdigest())
-
-
-def short_text(source, text):
-    """A Text of a string."""
-    cut = int(len(text) * 0.9)
-    return text_of(source, [text[:cut]], [text[cut:]])
-
-
-class FileSplit:
-    """The characters of files, in parts: of each (path, start, stop) those from start to stop."""
-
-    def __init__(self, ranges):
-        self.ranges = ranges
-
-    def __iter__(self):
-        for path, start, stop in self.ranges:
-            at = 0
-            for part in file_parts(path):
-                yield part[max(0, start - at):max(0, stop - at)]
-                at += len(part)
-                if at >= stop:
-                    break
-
-
-def file_parts(path):
-    """The text of a UTF-8 file in parts, line ends as they are, without a mark at its start.
-    Raises Unusable if it cannot be read."""
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-    try:
-        with open(os.path.expanduser(path), "rb") as f:
-            try:
-                while block := f.read(PART):
-                    yield utf8.decode(block)
-                yield utf8.decode(b"", final=True)
-            except UnicodeDecodeError as e:
-                place = f.tell() - len(e.object) + e.start
-                raise Unusable(f"cannot read {path} as UTF-8 text: {e.reason} "
-                               f"(byte {place:,} is {e.object[e.start]:#x})") from e
-    except Unusable:
-        raise
-    except (OSError, ValueError) as e:          # the latter: a name with a NUL
-        raise Unusable(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
-
-
-def given_text(inputs, val_input=""):
-    """The Text of files, joined: 90% of each for training, the rest for validation; or all of it
-    for training, if validation has a file of its own."""
-    train, val = [], []
-    for path in filter(is_a_pipe, [*inputs, val_input]):
-        raise Unusable(f"{path} can be read only once; put the text into a file")
-    for path in inputs:
-        size = sum(map(len, file_parts(path)))
-        cut = size if val_input else int(size * 0.9)
-        train.append((path, 0, cut))
-        val.append((path, cut, size))
-    source = "file: " + ", ".join(Path(path).name for path in inputs[:3])
-    if len(inputs) > 3:
-        source += f" and {len(inputs) - 3} more"
-    if val_input:
-        val = [(val_input, 0, sum(map(len, file_parts(val_input))))]
-        source += f"; validation: {Path(val_input).name}"
-    return text_of(source, FileSplit(train), FileSplit(val))
-
-
-def is_a_pipe(path):
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-
-class TokenSplit:
-    """The text of a file of tokens, in parts."""
-
-    def __init__(self, path, codec):
-        self.path = path
-        self.codec = codec
-
-    def __iter__(self):
-        return self.codec.decode_parts(self.token_parts())
-
-    def token_parts(self):
-        with open(self.path, "rb") as f:
-            while block := f.read(2 * PART):
-                yield np.frombuffer(block, "<u2").tolist()
-
 
 def kept_text(folder):
     """The Text that a data set was made of. Raises Unusable if that is damaged, or a task."""
@@ -181,27 +71,25 @@ def download():
 
 def embedded():
     """The Text of the embedded corpus, which every Python has."""
-    warn("WARNING: using the EMBEDDED CORPUS, Python's language reference: other losses than the\n"
-         "WARNING: README's. If you have the text of Shakespeare in a file:\n"
-         "WARNING: python prepare_data.py --dataset=shakespeare --input=FILE")
     from pydoc_data.topics import topics
     text = "\n".join(topics[name] for name in sorted(topics))
     return short_text(f"{EMBEDDED} of Python {sys.version.split()[0]}", text)
 
 
 def known_text(datasets):
-    """The Text of the first of these data sets that is there; else tiny Shakespeare, which must be
-    one of them. What is there never gives way to the embedded corpus."""
+    """The Text of the first of these data sets that is there; else tiny Shakespeare. What is there
+    never gives way to the embedded corpus."""
     texts = [kept_text(folder_of(name)) for name in dict.fromkeys(datasets) if is_there(name)]
     for text in texts:
         if not text.source.startswith(EMBEDDED):
             return text
-    text = download() if "shakespeare" in datasets else None
+    text = download()
     if text:
         return text
-    if texts:
-        return texts[0]
-    return embedded()
+    warn("WARNING: using the EMBEDDED CORPUS, Python's language reference: other losses than the\n"
+         "WARNING: README's. If you have the text of Shakespeare in a file:\n"
+         "WARNING: python prepare_data.py --dataset=shakespeare --input=FILE")
+    return texts[0] if texts else embedded()
 
 
 # ---- Tokens
@@ -255,16 +143,6 @@ def codec_for(text, tokenizer):
     return entry
 
 
-def beginning(split):
-    """A thousand characters, or a few more, or all."""
-    start = ""
-    for part in split:
-        start += part
-        if len(start) >= 1000:
-            break
-    return start
-
-
 # ---- Tasks: machines. The target at a position is the state that all inputs so far lead to
 
 def swaps():
@@ -282,7 +160,7 @@ def swaps():
     return table
 
 
-# TASKS[name][state, input] is the next state; the first one is 0. Parity: is the number of ones odd?
+# TASKS[name][state, input] is the next state; the first is 0. Parity: is the number of ones odd?
 TASKS = {"parity": np.array([[0, 1], [1, 0]]), "swaps": swaps()}
 
 
@@ -377,11 +255,10 @@ def with_tokens(dataset, tokenizer):
 def name_for_files(paths):
     """A name for a data set of these files. What a folder's name cannot say becomes a number, so
     that two files of different names do not share a data set."""
-    stems = "-".join(Path(path).stem for path in paths)
+    stems = unicodedata.normalize("NFC", "-".join(Path(path).stem for path in paths))
     name = re.sub(r"\W+", "-", stems, flags=re.ASCII).strip("-_")
     if not name or not stems.isascii() or len(name) > 70:
-        same_everywhere = unicodedata.normalize("NFC", stems).encode("utf-8", "surrogatepass")
-        number = hashlib.sha256(same_everywhere).hexdigest()[:8]
+        number = hashlib.sha256(stems.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         name = f"{name[:70] or 'text'}-{number}"
     if name in TASKS:
         name += "-text"
@@ -467,6 +344,7 @@ def prepare_known(dataset, tokenizer, replace):
         base = "shakespeare"
         dataset = with_tokens(base, tokenizer)
         sources = [base, dataset]
+        tokenizer = tokenizer or has(dataset, "tokenizer")
     if "shakespeare" not in sources and not any(map(is_there, sources)):
         raise Unusable(f"no {folder_of(dataset).absolute()}; to make it: "
                        f"python prepare_data.py --dataset={dataset} --input=FILE")
@@ -523,9 +401,9 @@ def write_dataset(folder, splits, meta):
 def load(dataset):
     """(meta, codec, splits) of a data set, which is prepared if it is missing and can be.
 
-    splits["train"], ["val"]: uint16 tokens, mapped, not read; of a task in rows, with their targets
-    in "train_y" and "val_y". Raises Unusable if the data are damaged, as far as a look at all of a
-    small file, or at a sample of a large one, can tell; checked() is for what is used of it."""
+    splits["train"], ["val"]: Tokens; of a task in rows, with their targets in "train_y", "val_y".
+    Raises Unusable if the data are damaged, as far as a look at all of a small file, or at a sample
+    of a large one, can tell."""
     folder = folder_of(dataset)
     if not is_there(dataset):
         prepare(dataset, replace=False)
@@ -558,8 +436,8 @@ def read_dataset(folder):
         splits = {}
         for name in names:
             count = meta[f"{name.removesuffix('_y')}_tokens"]
-            splits[name] = mapped(folder / f"{name}.bin", count).reshape(shape)
-            checked(sample(splits[name]), codec.vocab_size, f"{name}.bin")
+            tokens = mapped(folder / f"{name}.bin", count, codec.vocab_size)
+            splits[name] = tokens.reshape(shape)
         if "task" in meta:
             check_targets(meta["task"], splits)
         "".join([meta["source"], meta["sha256"], meta["tokenizer"]])    # a TypeError if not texts
@@ -569,32 +447,47 @@ def read_dataset(folder):
         raise damaged(folder, e) from e
 
 
-def mapped(path, count):
-    """The tokens of a file, (count,), which are read when they are used."""
+class Tokens(np.memmap):
+    """Tokens of a file, which are read when they are used. What an array of places takes out of
+    them is checked then: Unusable, if the vocabulary has no such token."""
+
+    def __array_finalize__(self, source):
+        super().__array_finalize__(source)
+        self.vocab_size = getattr(source, "vocab_size", MAX_VOCAB)
+
+    def __getitem__(self, places):
+        taken = super().__getitem__(places)
+        if not np.may_share_memory(taken, self):        # it is more than another view of the file
+            check(taken, self.vocab_size)
+        return taken
+
+
+def mapped(path, count, vocab_size):
+    """The Tokens of a file, (count,). Raises ValueError if it has more or fewer, or other ones."""
     size = path.stat().st_size
     if count < 2 or size != 2 * count:
-        raise ValueError(f"{path.name}: {size:,} bytes, not two for each of {count:,} tokens, "
+        raise ValueError(f"{path.name} has {size:,} bytes, not two for each of {count:,} tokens, "
                          "of which it needs two")
-    return np.memmap(path, "<u2", "r")
-
-
-def sample(tokens):
-    """All of a few tokens; of many, 64 stretches from the first to the last."""
-    tokens = tokens.reshape(-1)
-    if len(tokens) <= CHECKED:
-        return tokens
-    size = CHECKED // 64
-    starts = np.linspace(0, len(tokens) - size, 64).astype(int)
-    return np.concatenate([tokens[start:start + size] for start in starts])
-
-
-def checked(tokens, vocab_size, what="the data"):
-    """These tokens. Raises Unusable if there is one that the vocabulary does not have."""
-    most = tokens.max()
-    if most >= vocab_size:
-        raise Unusable(f"{what}: the token {most:,} is beyond a vocabulary of {vocab_size:,}; "
-                       "the data are damaged, prepare them again")
+    tokens = Tokens(path, "<u2", "r")
+    tokens.vocab_size = vocab_size
+    for start in sample_starts(count):
+        check(tokens[start:start + SAMPLE], vocab_size, path.name)
     return tokens
+
+
+def sample_starts(count):
+    """Where to look at SAMPLE tokens: at all of a few, or at 64 places, the last one among them."""
+    if count <= 64 * SAMPLE:
+        return range(0, count, SAMPLE)
+    return np.linspace(0, count - SAMPLE, 64).astype(int)
+
+
+def check(tokens, vocab_size, where="the data"):
+    """Raises Unusable if there is a token that the vocabulary does not have."""
+    most = tokens.max(initial=0)
+    if most >= vocab_size:
+        raise Unusable(f"{where}: token {most:,} of a vocabulary of {vocab_size:,}; damaged data "
+                       "must be prepared again")
 
 
 def check_targets(task, splits):

@@ -36,7 +36,7 @@ def learn_pairs(parts, merges):
 
 
 def blocks_of(parts):
-    """Every word of a text with how often it occurs, in blocks. A word may be in several of them."""
+    """The words of a text with how often they occur, in blocks. One may be in several of them."""
     counts = Counter()
     for words in words_of(parts):
         counts.update(words)
@@ -99,7 +99,7 @@ def marked(size, *places):
 
 
 class PairCounts:
-    """How often each pair occurs. A pair (a, b) has the key a * MAX_VOCAB + b; keys are in order."""
+    """How often each pair (a, b) occurs. Its key is a * MAX_VOCAB + b; keys are in order."""
 
     def __init__(self):
         self.keys = np.array([-1])                      # of no pair; there is always one

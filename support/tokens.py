@@ -148,6 +148,6 @@ class Codec:
         yield utf8.decode(b"", final=True)
 
     def decoder(self):
-        """A function from token number to text, for streaming: unfinished characters are held back."""
+        """A function from token number to text, which holds unfinished characters back."""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: utf8.decode(self.token_bytes[token])
