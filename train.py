@@ -1,7 +1,13 @@
 """Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h lists all settings)
 On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
-Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl and run.json."""
-import json, math, os, re, signal, sys
+Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl, a row for each
+evaluation; steps.csv, a row each log_interval; run.json. The loop is in train(), at the end."""
+import math
+import os
+import re
+import sys
+from collections import deque
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -11,26 +17,35 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import prepare_data, sample
+import prepare_data
+import sample
 from lrt import GPT, GPTConfig
 from support.checkpoint import find_device, load_checkpoint
-from support.files import own, write_atomic
 from support.optimizer import make_optimizers
 from support.options import MAX_SEED, option, parse, value_of
-from support.script import command, fail, script
+from support.processes import device_name, joined, keep_gradients, who_am_i
+from support.run_folder import RunFolder
+from support.script import Unusable, command, on_terminal, say, script, warn
+from support.stopping import Stop
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # torchrun sets them
 SAVE_SECONDS = 60               # from one last.pt to the next, evaluation or not
+SAVE_SHARE = 0.05               # of the time, at most, goes into writing last.pt
+TRIAL_TOKENS = 2 ** 14          # evaluated before the first step: does it work, how long does it take?
 BIG = 10 ** 9
-say = lambda line: print(line, flush=True) if RANK == 0 else None     # by the first process alone
+
+
+# ---- Settings
 
 @dataclass
 class Settings:
     dataset: str = option("shakespeare", "in data/; parity and swaps are tasks with their own settings")
     out_dir: str = option("out", "where checkpoints and the log go", bool)
     overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
-    resume: str = option("", "folder of a run to go on with, as it was started or longer", bool)
+    resume: str = option("", "folder of a run to go on with, as it was started or longer; auto: with "
+                             "the one in out_dir, if there is one", bool)
     init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with", bool)
+    eval_only: int = option(0, "1: only the exact loss of the run in out_dir, or in init_from, on its "
+                               "own or on another dataset", [0, 1])
     block_size: int = option(128, "context: tokens attention sees; of text, length of rows, T", (1, BIG))
     n_layer: int = option(2, "layers, L", (1, BIG))
     n_head: int = option(4, "attention heads in each layer, H", (1, BIG))
@@ -41,12 +56,17 @@ class Settings:
     lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact", (1, BIG))
     lrt_sweeps: int = option(1, "K: how often each subset is recomputed", (1, BIG))
     lrt_loss_weights: str = option("", "K + 1 numbers: of pass 0, of sweep 1 .. K; none: each pass alike")
+    lrt_hops: str = option("", "the passes find the memory, one more has the gradient, which goes back "
+                               "so many tokens: 0, 1, 2 ...; none: it goes through all passes")
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
     lrt_memory_proj: str = option("shared", "one projection for all layers, or each", ["shared", "layerwise"])
     max_iters: int = option(1500, "steps (iterations; there are no epochs)", (1, 10 ** 7))
     batch_size: int = option(8, "rows in a batch of each process", (1, BIG))
-    max_flops: float = option(0.0, "end where a step would go over this compute (0: no limit)", (0, 1e30))
+    gradient_accumulation_steps: int = option(1, "batches whose gradients make one step", (1, BIG))
+    max_flops: float = option(0.0, "compute that says how many steps there are; with max_iters: at most "
+                                   "so many (0: no limit)", (0, 1e30))
     learning_rate: float = option(1.6e-2, "lr after the warm-up, the highest", (0, BIG))
+    min_lr: float = option(0.0, "lr at the end, the lowest", (0, BIG))
     warmup_iters: int = option(50, "steps from 0 to learning_rate", (0, BIG))
     weight_decay: float = option(0.1, "of the hidden matrices", (0, BIG))
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
@@ -59,374 +79,905 @@ class Settings:
     dtype: str = option("", "of products; none: bfloat16 on a GPU that has it", ["", "float32", "bfloat16"])
     compile: int = option(-1, "torch.compile; -1: on cuda; on a CPU, try it", [-1, 0, 1])
 
-    def dial(self):
-        """(S, or None for token by token; K; loss weights or None), as the model takes them."""
-        exact = self.lrt and self.lrt_mode == "sequential"
-        weights = [float(number) for number in self.lrt_loss_weights.split(",") if number]
-        return None if exact else self.lrt_subsets, self.lrt_sweeps, weights or None
-
-    def row_lengths(self, T):
-        """Of the rows in each step, at most T."""
-        stages = [map(int, stage.split(":")) for stage in self.curriculum.split(",") if stage]
-        lengths, steps = zip(*stages, (T, self.max_iters))
-        return np.repeat(lengths, steps)[:self.max_iters].clip(max=T)
 
 # What a task is trained with unless told otherwise. Attention sees no more than the rows it learned on.
-TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
-TASKS = {**dict.fromkeys(prepare_data.TASKS, TASK),
-         "parity": dict(TASK, max_iters=150, eval_interval=50, log_interval=25),
-         "swaps": dict(TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")}
+ANY_TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
+TASK_SETTINGS = dict.fromkeys(prepare_data.TASKS, ANY_TASK)
+TASK_SETTINGS["parity"] = dict(ANY_TASK, max_iters=150, eval_interval=50, log_interval=25)
+TASK_SETTINGS["swaps"] = dict(ANY_TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")
+
+# What a run may have another value of when it goes on
+MAY_CHANGE = ("max_iters", "device", "compile", "eval_interval", "log_interval")
+# What has a meaning with --eval_only=1
+OF_AN_EVALUATION = ("eval_only", "out_dir", "resume", "init_from", "dataset", "eval_tokens", "device")
+
+
+def dial(s):
+    """What the model is asked for in training: subsets (None: token by token), sweeps, loss_weights,
+    and hops, if there are any."""
+    arguments = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps, "loss_weights": None}
+    if s.lrt_mode == "sequential":
+        arguments["subsets"] = None
+    if s.lrt_loss_weights:
+        arguments["loss_weights"] = [float(number) for number in s.lrt_loss_weights.split(",")]
+    if s.lrt_hops not in ("", "none"):
+        arguments["hops"] = int(s.lrt_hops)
+    return arguments
+
+
+def is_exact(s):
+    """Is the training graph that of decoding? Of a plain GPT it always is."""
+    return not s.lrt or s.lrt_mode == "sequential"
+
 
 def refuse_contradictions(s):
-    """Settings that are allowed one by one, but not together, or not in this form, end the script."""
-    lrt = [f.name for f in fields(s) if f.name.startswith("lrt_") and getattr(s, f.name) != f.default]
-    dial = [name for name in lrt if name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights")]
-    number, part = r"(?:\d+\.?\d*|\.\d+)", r"[1-9]\d{,5}:[1-9]\d{,5}"
-    weights = re.fullmatch(f"(?:{number},){{{s.lrt_sweeps}}}({number})", s.lrt_loss_weights)
-    for name, wrong, why in [
-            *((name, not s.lrt, "a plain GPT has no such thing; add --lrt=1") for name in lrt),
-            *((name, s.lrt_mode == "sequential", "--lrt_mode=sequential is exact already") for name in dial),
-            ("lrt_subsets", "lrt_subsets" in dial and s.lrt_subsets > s.block_size, "more than --block_size"),
-            ("lrt_loss_weights", s.lrt_loss_weights and not (weights and float(weights[1])),
-             f"must be {s.lrt_sweeps + 1} numbers, the last one not 0"),
-            ("curriculum", not re.fullmatch(f"({part}(,{part})*)?", s.curriculum), "not like 4:100,8:100")]:
-        if wrong:
-            fail(f"--{name}={getattr(s, name)}: {why}")
+    """Raises Unusable for settings that are allowed one by one, but not together, or not in this form."""
+    changed = [f.name for f in fields(s) if getattr(s, f.name) != f.default]
+    for name in changed:
+        if name.startswith("lrt_") and not s.lrt:
+            refuse(s, name, "a plain GPT has no such thing; add --lrt=1")
+    if s.lrt_mode == "sequential":
+        for name in ("lrt_subsets", "lrt_sweeps", "lrt_loss_weights"):
+            if name in changed:
+                refuse(s, name, "--lrt_mode=sequential is exact already")
+    if "lrt_subsets" in changed and s.lrt_subsets > s.block_size:
+        refuse(s, "lrt_subsets", "more than --block_size")
+    if not re.fullmatch(r"\d{,9}|none", s.lrt_hops):
+        refuse(s, "lrt_hops", "must be a whole number from 0, or none")
+    if s.lrt_loss_weights:
+        refuse_loss_weights(s)
+    stage = r"[1-9]\d{,5}:[1-9]\d{,5}"
+    if not re.fullmatch(f"({stage}(,{stage})*)?", s.curriculum):
+        refuse(s, "curriculum", "not like 4:100,8:100")
+    if s.min_lr > s.learning_rate:
+        refuse(s, "min_lr", f"more than --learning_rate={s.learning_rate:g}")
 
-tensors = lambda device, *arrays: [torch.from_numpy(a.astype(np.int64)).to(device) for a in arrays]
 
-def batch(data, s, T, step, device):
-    """Inputs and targets (B, T) of a step: text from random places, or random rows of a task, cut to T.
-    Several processes share what one with as many more rows would draw."""
-    rng, train = np.random.default_rng((s.seed, step)), data["train"]
-    draw = lambda n: rng.integers(n, size=WORLD * s.batch_size)[RANK::WORLD]
+def refuse_loss_weights(s):
+    """Raises Unusable unless they are K + 1 numbers that lead somewhere."""
+    if s.lrt_hops not in ("", "none"):
+        refuse(s, "lrt_loss_weights", f"with --lrt_hops={s.lrt_hops} one pass has all of the loss")
+    number = r"(\d+\.?\d*|\.\d+)"
+    numbers = s.lrt_loss_weights.split(",")
+    good = len(numbers) == s.lrt_sweeps + 1 and all(re.fullmatch(number, n) for n in numbers)
+    if not good or float(numbers[-1]) == 0:
+        refuse(s, "lrt_loss_weights", f"must be {s.lrt_sweeps + 1} numbers, the last one not 0")
+
+
+def refuse(s, name, why):
+    raise Unusable(f"--{name}={getattr(s, name)}: {why}")
+
+
+def model_config(s, vocab_size):
+    try:
+        return GPTConfig(s.block_size, vocab_size, s.n_layer, s.n_head, s.n_embd, s.dropout,
+                         bool(s.lrt), s.lrt_memory_layer, s.lrt_memory_proj)
+    except ValueError as e:
+        prefix = "lrt_" if str(e).startswith("memory") else ""
+        raise Unusable(f"--{prefix}{e}") from e
+
+
+# ---- Data
+
+def to_tensors(device, *arrays):
+    return [torch.from_numpy(a.astype(np.int64)).to(device) for a in arrays]
+
+
+def row_length(s, meta, data):
+    """T, of the rows that are trained on. Raises Unusable if block_size does not suit the data."""
+    T, name = s.block_size, f"--block_size={s.block_size} does not suit data/{s.dataset}"
+    if "task" in meta:
+        T = meta["length"]
+        if T > s.block_size:
+            raise Unusable(f"{name}: it has rows of {T}")
+    elif len(data["train"]) <= T:
+        raise Unusable(f"{name}: it has only {len(data['train'])} tokens for training")
+    return T
+
+
+def batch(data, s, T, step, processes, device):
+    """Inputs and targets of a step, (B, T) each, B = batch_size * gradient_accumulation_steps: text
+    from random places, or random rows of a task, cut to T. Several processes share what one with as
+    many more rows would draw. They depend on nothing but seed and step."""
+    rng = np.random.default_rng((s.seed, step))
+    train = data["train"]
+    count = processes.count * s.gradient_accumulation_steps * s.batch_size
+    places = len(train) if "train_y" in data else len(train) - T
+    draw = rng.integers(places, size=count)[processes.rank::processes.count]
     if "train_y" in data:
-        rows = draw(len(train))
-        return tensors(device, train[rows, :T], data["train_y"][rows, :T])
-    text = train[draw(len(train) - T)[:, None] + np.arange(T + 1)]
-    return tensors(device, text[:, :-1], text[:, 1:])
+        return to_tensors(device, train[draw, :T], data["train_y"][draw, :T])
+    text = train[draw[:, None] + np.arange(T + 1)]
+    return to_tensors(device, text[:, :-1], text[:, 1:])
+
 
 def windows(data, T, most, vocab_size, device):
-    """The validation split in order, as batches of rows of T; of text, also the shorter last row. Of more
-    than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or are of one row."""
-    val, size = data["val"], max(1, min(1 << 14, (1 << 26) // vocab_size) // T)
-    x, y = (val.ravel(), data["val_y"].ravel()) if "val_y" in data else (val[:-1], val[1:])
+    """The validation split in order, as batches of rows of T; of text, also the shorter last row. Of
+    more than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or are of
+    one row."""
+    x, y = data["val"][:-1], data["val"][1:]
+    if "val_y" in data:
+        x, y = data["val"].ravel(), data["val_y"].ravel()
     count, rest = divmod(len(x), T)
-    some = count if len(x) <= max(most, T) else max(1, min(count, most // T))
-    whole = [part[:count * T].reshape(count, T) for part in (x, y)]
-    for first in range(0, some, size):
-        rows = np.arange(first, min(first + size, some)) * count // some
-        yield tensors(device, *(part[rows] for part in whole))
-    if rest and some == count:
-        yield tensors(device, x[None, -rest:], y[None, -rest:])
+    chosen = count
+    if len(x) > max(most, T):
+        chosen = max(1, min(count, most // T))
+    inputs, targets = (part[:count * T].reshape(count, T) for part in (x, y))
+    size = max(1, min(2 ** 14, 2 ** 26 // vocab_size) // T)
+    for first in range(0, chosen, size):
+        rows = np.arange(first, min(first + size, chosen)) * count // chosen
+        yield to_tensors(device, inputs[rows], targets[rows])
+    if rest and chosen == count:
+        yield to_tensors(device, x[None, -rest:], y[None, -rest:])
 
-def scores(model, x, y, S=None, K=1):
-    """Of every target its cross-entropy, in nats, and whether it was the likeliest: (2, B, T), on the CPU."""
-    logits = (model(x, None, S, K) if S else model.forward_sequential(x))[0]
+
+# ---- Evaluation. The logits of what? Of rows x (B, T), (B, T, V):
+
+def exact_logits(model, x):
+    """Token by token, as text is generated. Of a plain GPT all positions at once are the same."""
+    if model.config.lrt:
+        return model.forward_sequential(x)[0]
+    return logits_without_latent(model, x)
+
+
+def logits_of_training(model, x, s):
+    """On the training graph."""
+    return model(x, None, **dial(s))[0]
+
+
+def logits_without_latent(model, x):
+    """After pass 0, which holds the latent at 0."""
+    return model(x, None, subsets=1, sweeps=0)[0]
+
+
+def score(logits, y):
+    """Of every target its cross-entropy, in nats, and whether it was the likeliest: (B, T) each, in
+    float64 on the CPU."""
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), y, reduction="none")
-    return torch.stack([nll, (logits.argmax(-1) == y).to(nll)]).cpu().double()
+    right = logits.argmax(-1) == y
+    return nll.cpu().double(), right.cpu().double()
+
+
+@dataclass
+class Measured:
+    loss: float             # nats per token
+    accuracy: float         # share of right answers
+    bpb: float              # bits per byte
+    by_position: list       # the loss at each position of a row
+    tokens: int
+
 
 @torch.no_grad()
-def evaluate(model, s, codec, data, stop=None):
-    """Exact loss, and accuracy (task) or bits per byte (text), over the validation split; and those of the
-    training graph. s.lrt = 0: after pass 0, which holds the latent at 0. None if told to stop meanwhile."""
-    (S, K, _), task, device = s.dial(), "val_y" in data, model.eval().embed.weight.device
-    T, size = data["val"].shape[1] if task else s.block_size, min(data["val"].size, s.eval_tokens)
-    n_bytes = torch.tensor([len(b) for b in codec.token_bytes], device=device)
-    at, shown, n, bytes = torch.zeros(3, T, dtype=torch.float64), 0, 0, 0
+def measure(logits_of, s, codec, data, device, stop=None):
+    """Measured, of logits_of(x) over the validation split; None if told to stop meanwhile."""
+    T = data["val"].shape[1] if "val_y" in data else s.block_size
+    total = min(data["val"].size, s.eval_tokens)
+    bytes_of = torch.tensor([len(b) for b in codec.token_bytes], device=device)
+    nll, right, count = torch.zeros(3, T, dtype=torch.float64)      # sums at each position
+    tokens = size = 0
     for x, y in windows(data, T, s.eval_tokens, codec.vocab_size, device):
         if stop and stop.signal:
             return None
-        print(f"evaluating {n / size:4.0%}\r" if stop and sys.stdout.isatty() else "", end="", flush=True)
-        exact = scores(model, x, y) if s.lrt else scores(model, x, y, 1, 0)
-        at[:, :x.size(1)] += torch.cat([exact.sum(1), torch.full((1, x.size(1)), len(x))])
-        shown = shown + (scores(model, x, y, S, K) if s.lrt and S else exact).sum((1, 2))
-        n, bytes = n + y.numel(), bytes + n_bytes[y].sum().item()
-    nll, right, count = at
-    row = {"val_loss": shown[0] / n, "val_loss_exact": nll.sum() / n}
-    row |= {"val_accuracy": shown[1] / n, "val_accuracy_exact": right.sum() / n} if task else \
-        {"val_bpb_exact": nll.sum() / math.log(2) / bytes}
-    return {**{name: round(value.item(), 6) for name, value in row.items()}, "val_tokens": n,
-            "exact_by_position": [round(v, 4) for v in (nll / count.clamp(min=1)).tolist()]}
+        if stop and on_terminal():
+            say(f"evaluating {tokens / total:4.0%}", end="\r")
+        losses, hits = score(logits_of(x), y)
+        length = x.size(1)
+        nll[:length] += losses.sum(0)
+        right[:length] += hits.sum(0)
+        count[:length] += len(x)
+        tokens += y.numel()
+        size += bytes_of[y].sum().item()
+    total_nll = nll.sum().item()
+    return Measured(loss=total_nll / tokens, accuracy=right.sum().item() / tokens,
+                    bpb=total_nll / math.log(2) / size,
+                    by_position=[round(v, 4) for v in (nll / count.clamp(min=1)).tolist()],
+                    tokens=tokens)
 
-# What the best row has the least of: exact loss; of a task, the share of wrong answers, then that.
-badness = lambda row: (-row.get("val_accuracy_exact", 0.0), row["val_loss_exact"])
+
+def evaluate(model, s, codec, data, stop=None):
+    """A part of a row of log.jsonl: exact loss, and accuracy (task) or bits per byte (text), over the
+    validation split; and those of the training graph. None if told to stop meanwhile."""
+    model.eval()
+    device = model.embed.weight.device
+    exact = measure(lambda x: exact_logits(model, x), s, codec, data, device, stop)
+    graph = exact
+    if exact and not is_exact(s):
+        graph = measure(lambda x: logits_of_training(model, x, s), s, codec, data, device, stop)
+    if graph is None:
+        return None
+    return as_row(exact, graph, data)
+
+
+def as_row(exact, graph, data):
+    """What a row of the log says of two Measured."""
+    row = {"val_loss": round(graph.loss, 6), "val_loss_exact": round(exact.loss, 6)}
+    if "val_y" in data:
+        row["val_accuracy"] = round(graph.accuracy, 6)
+        row["val_accuracy_exact"] = round(exact.accuracy, 6)
+    else:
+        row["val_bpb_exact"] = round(exact.bpb, 6)
+    return {**row, "val_tokens": exact.tokens, "exact_by_position": exact.by_position}
+
+
+@torch.no_grad()
+def accuracy_by_length(model, meta, seed):
+    """{length: share of right answers, exact, in the last tenth} for 1 to 16 times the trained length,
+    of 256 rows that no training has seen."""
+    T = meta["length"]
+    rows = prepare_data.task_rows(meta["task"], 256, 16 * T, np.random.default_rng(seed))
+    x, y = to_tensors(model.embed.weight.device, *rows)
+    right = score(exact_logits(model.eval(), x), y)[1].mean(0)
+    shares = {}
+    for length in (T, 2 * T, 4 * T, 8 * T, 16 * T):
+        start = min(length - 1, int(length * 0.9))
+        shares[length] = round(right[start:length].mean().item(), 5)
+    return shares
+
+
+def badness(row):
+    """What the best row has the least of: exact loss; of a task, the share of wrong answers, then that."""
+    return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
+
 
 def in_words(row, s):
     """The numbers of an evaluation; those of the training graph where it is not the exact one."""
-    graph = lambda key, form: f" ({row[key]:{form}} on the training graph)" if s.lrt and s.dial()[0] else ""
-    line = f"{row['val_loss_exact']:.4f} nats/token{graph('val_loss', '.4f')}, "
+    def on_graph(number):
+        return "" if is_exact(s) else f" ({number} on the training graph)"
+
+    loss = f"{row['val_loss_exact']:.4f} nats/token{on_graph(format(row['val_loss'], '.4f'))}"
     if "val_bpb_exact" in row:
-        return line + f"{row['val_bpb_exact']:.4f} bits/byte"
-    shares = [f"{share:.1%} at {n}" for n, share in row.get("accuracy_by_length", {}).items()]
-    return ", ".join([f"{line}{row['val_accuracy_exact']:.1%} right{graph('val_accuracy', '.1%')}", *shares])
+        return f"{loss}, {row['val_bpb_exact']:.4f} bits/byte"
+    graph = on_graph(format(row["val_accuracy"], ".1%"))
+    parts = [loss, f"{row['val_accuracy_exact']:.1%} right{graph}"]
+    for length, share in row.get("accuracy_by_length", {}).items():
+        parts.append(f"{share:.1%} at {length}")
+    return ", ".join(parts)
+
 
 def verdict(row):
     """A line: does decoding do what the training graph shows? A task's answers decide, not its loss."""
-    name, most, better = ("accuracy", 0.02, 1) if "val_accuracy" in row else ("loss", 0.05, -1)
-    gap = row[f"val_{name}_exact"] - row[f"val_{name}"]
-    how = "they agree" if abs(gap) <= most else "decoding is better" if gap * better > 0 else \
-        "THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train nearer to it"
-    return f"exact - training graph = {gap:+.4f} in {name} (threshold {most}): {how}"
+    if "val_accuracy" in row:
+        name, threshold = "accuracy", 0.02
+        gap = row["val_accuracy_exact"] - row["val_accuracy"]
+        worse = gap < -threshold
+    else:
+        name, threshold = "loss", 0.05
+        gap = row["val_loss_exact"] - row["val_loss"]
+        worse = gap > threshold
+    if worse:
+        words = ("THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train nearer "
+                 "to it")
+    elif abs(gap) > threshold:
+        words = "decoding is better"
+    else:
+        words = "they agree"
+    return f"exact - training graph = {gap:+.4f} in {name} (threshold {threshold}): {words}"
 
-def together(*numbers):
-    """Sums over all processes, the same in each: what they do next may depend on nothing else. The others
-    wait here while the first one evaluates, half an hour at most (gloo); eval_tokens need far less."""
-    if WORLD > 1:
-        torch.distributed.all_reduce(numbers := torch.tensor(numbers, dtype=torch.float64))
-    return [float(n) for n in numbers]
 
-class Stop:
-    """Ctrl-C, or the system's wish that this process end (SIGTERM; SIGHUP: the terminal is gone), is noted
-    and answered between two steps or two batches of an evaluation. A second one ends the process at once."""
-    def __init__(self):
-        self.signal = 0
-        for one in signal.Signals:                                      # on Windows without SIGHUP
-            if one.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(one) != signal.SIG_IGN:
-                signal.signal(one, self.note)                           # nohup ignores SIGHUP
-
-    def note(self, number, frame):
-        if self.signal and WORLD == 1:                                  # torchrun repeats what all have got
-            sys.exit(128 + number)
-        self.signal = self.signal or number
-
-def resumed(s, given):
-    """(settings, contents of last.pt) of a run that goes on as it was started, or longer."""
-    path = Path(s.resume) if s.resume.endswith(".pt") else Path(s.resume, "last.pt")
-    if RANK == 0 and os.path.isfile(path):
-        own(path.parent, "--out_dir")
-    last = load_checkpoint(path)[2]
-    new = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
-    try:
-        if last["processes"] != WORLD:
-            fail(f"{path} is of a run of {last['processes']} processes, this one has {WORLD}: another run")
-        old = asdict(Settings(**last["settings"]))      # a TypeError, if it has settings that are no more
-        old |= {f.name: value_of(f, str(old[f.name])) for f in fields(s) if old[f.name] != ""}
-    except (KeyError, TypeError):
-        fail(f"{path} is not of a run of this train.py, or has nothing to go on from; {new}")
-    old |= {"out_dir": str(path.parent), "resume": str(path.parent)}
-    changed = {name: getattr(s, name) for name in given if name != "resume" and getattr(s, name) != old[name]}
-    for name in set(changed) - {"max_iters", "device", "compile", "eval_interval", "log_interval"}:
-        fail(f"--{name}={changed[name]}: that run has {old[name]!r}, and goes on as it was started; {new}")
-    s, steps = Settings(**{**old, **changed}), old["max_iters"]
-    if s.max_iters < steps:
-        fail(f"--max_iters={s.max_iters} is less than {steps}, which the learning rate is made for")
-    if s.max_iters > steps:
-        say(f"the learning rate now falls over {s.max_iters:,} steps, not {steps:,}: another plan")
-    return s, last
+# ---- A run
 
 class Run:
     """A model in training: what last.pt holds, and what follows from its settings and data."""
-    def __init__(self, s, device):
-        self.s, self.device, self.out = s, device, Path(s.out_dir)
+
+    def __init__(self, s, folder, processes):
+        self.s, self.folder, self.processes = s, folder, processes
+        self.device = find_device(device_name(processes, s.device))
+        self.dtype = find_dtype(s.dtype, self.device)
         self.meta, self.codec, self.data = prepare_data.load(s.dataset)
-        T, n = self.meta["length"] if "task" in self.meta else s.block_size, len(self.data["train"])
-        if T > s.block_size or n <= T and "task" not in self.meta:
-            has = f"rows of {T}" if "task" in self.meta else f"only {n} tokens for training"
-            fail(f"--block_size={s.block_size} does not suit data/{s.dataset}: it has {has}")
-        try:
-            self.config = GPTConfig(s.block_size, self.codec.vocab_size, s.n_layer, s.n_head, s.n_embd,
-                                    s.dropout, bool(s.lrt), s.lrt_memory_layer, s.lrt_memory_proj)
-        except ValueError as e:
-            fail(f"--{'lrt_' if str(e).startswith('memory') else ''}{e}")
+        T = row_length(s, self.meta, self.data)
+        self.config = model_config(s, self.codec.vocab_size)
         torch.manual_seed(s.seed)
-        self.model = self.compute = GPT(self.config).to(device)
+        self.model = GPT(self.config).to(self.device)
+        self.compute = self.model           # the same, compiled, or shared with other processes
         self.optimizers = make_optimizers(self.model, s)
-        self.iter, self.seconds, self.recent, self.rows = 0, 0.0, [], []    # steps; losses since a row; log
-        self.lengths, rows = s.row_lengths(T), WORLD * s.batch_size
-        cost = {}                               # forward and backward of a row; attention as in SDPA's maths
-        for n in set(self.lengths.tolist()):
-            x = torch.zeros(1, n, dtype=torch.long, device=device)
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                self.model(x, x, *s.dial())[1].backward()
-            cost[n] = float(counter.get_total_flops())
-        self.model.zero_grad()
-        self.tokens = rows * self.lengths.cumsum()                          # after each step
-        self.flops = rows * np.cumsum([cost[n] for n in self.lengths.tolist()])
-        self.max_iters = int((self.flops <= s.max_flops).sum()) if s.max_flops else s.max_iters
-        if self.max_iters < 1:
-            fail(f"--max_flops={s.max_flops:g} is less than one step, {self.flops[0]:.3g}")
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.dtype = s.dtype or ("bfloat16" if half else "float32")
+        self.step = 0                       # how many are done
+        self.seconds = 0.0                  # that they took until this process began
+        self.began = self.saved = perf_counter()
+        self.saved_step = -1                # of last.pt
+        self.recent = []                    # losses since the last row
+        self.rows = []                      # of the log, one for each evaluation
+        self.best = None                    # the one whose weights are in best.pt
+        self.evaluated = 0                  # the step of the last evaluation
+        self.lengths, self.tokens, self.flops = plan(self.model, s, T, processes.count)
+        self.steps = len(self.lengths)
 
-    def take(self, path, last, same):
-        """Begin with another run's weights, of which missing ones start as usual; or, the same run, go on."""
-        meta, config = last["meta"], GPTConfig(**last["config"])
-        if any(meta.get(key) != self.meta[key] for key in ["codec"] + ["sha256"] * same):
-            fail(f"{path} was trained on --tokenizer={meta.get('tokenizer')} of {meta.get('source')}; data/"
-                 f"{self.s.dataset} is --tokenizer={self.meta['tokenizer']} of {self.meta['source']}")
-        for name in ["n_layer", "n_head", "n_embd"] + ["lrt", "memory_layer", "memory_proj"] * config.lrt:
-            if (had := getattr(config, name)) != getattr(self.config, name):
-                fail(f"{path} needs --{name.replace('mem', 'lrt_mem')}={int(had) if had is True else had}")
-        new = self.model.load_state_dict(last["model"], strict=False).missing_keys
-        if not same:
-            return say(f"weights of {path}" + (f"; starting as usual: {', '.join(new)}" if new else ""))
-        try:
-            for optimizer, state in zip(self.optimizers, last["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            self.iter, self.seconds = range(self.max_iters + 1).index(last["iter"]), float(last["seconds"])
-            self.recent = [float(loss) for loss in last["recent"]]
-            self.rows = [row for row in last["rows"] if row["iter"] > 0 and badness(row)[1] >= 0]
-        except Exception as e:      # a hostile file can raise anything at all
-            fail(f"{path} has not what a run of this model goes on from ({type(e).__name__})")
+    def say(self, line):
+        """Print a line; only the first process does."""
+        if self.processes.first:
+            say(line)
 
-    def claim(self):
-        """Make out_dir this run's own, empty it of another one, and tell what is going to happen."""
-        s, (S, K, _) = self.s, self.s.dial()
-        if not s.resume:
-            own(self.out, "--out_dir")
-            old = [self.out / name for name in ("last.pt", "best.pt", "log.jsonl", "run.json")]
-            if not s.overwrite and (old[0].exists() or old[1].exists()):
-                fail(f"{self.out} has a run: {command(f'--resume={self.out}')} or another, or --overwrite=1")
-            for path in old:
-                path.unlink(missing_ok=True)
-        about = {"settings": asdict(s), "data": {k: v for k, v in self.meta.items() if k != "codec"},
-                 "parameters": sum(p.numel() for p in self.model.parameters()), "processes": WORLD,
-                 "flops": self.flops[self.max_iters - 1], "torch": torch.__version__, "python": sys.version}
-        write_atomic(self.out / "run.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
-        kind, gflop = f"LRT, S = {S} subsets, K = {K} sweeps", np.diff(self.flops, prepend=0).max() / 1e9
-        kind = "plain GPT" if not s.lrt else kind if S else "LRT, token by token"
-        say(f"{kind}: {about['parameters']:,} parameters, {gflop:.1f} GFLOP a step, {self.device.type}"
-            f"{f' x {WORLD}' * (WORLD > 1)} {self.dtype}, torch {torch.__version__}; {self.meta['source']}")
+    def time(self):
+        """Seconds that the run took so far, evaluations included."""
+        return self.seconds + perf_counter() - self.began
 
-    def save(self, best=False):
-        """last.pt and the log; if asked to, best.pt, too."""
-        self.saved = perf_counter()
-        state = {"model": self.model.state_dict(), "config": asdict(self.config), "settings": asdict(self.s),
-                 "meta": self.meta, "iter": self.iter}
-        last = {**state, "optimizers": [o.state_dict() for o in self.optimizers], "processes": WORLD,
-                "seconds": self.seconds + self.saved - self.start, "recent": self.recent, "rows": self.rows}
-        log = "".join(json.dumps(row) + "\n" for row in self.rows)
-        of_best = (self.out / "best.pt", lambda f: torch.save(state, f)) if best else ()
-        write_atomic(*of_best, self.out / "last.pt", lambda f: torch.save(last, f),
-                     self.out / "log.jsonl", lambda f: f.write(log.encode()))
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
-    def step(self):
-        """Forward, backward, update; linear warm-up, then a cosine down to 0. Returns the loss."""
-        s, n, warm = self.s, self.iter, self.s.warmup_iters
-        torch.manual_seed((s.seed * 1_000_003 + n) * WORLD + RANK)          # for dropout
-        self.model.train()
-        x, y = batch(self.data, s, int(self.lengths[n]), n, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            loss = self.compute(x, y, *s.dial())[1]
+
+def find_dtype(name, device):
+    """Of matrix products: as asked for, or bfloat16 on a GPU that has it."""
+    if name:
+        return name
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"
+
+
+def tokens_of(run, step):
+    """In the batch of a step, from 1."""
+    return run.tokens[step - 1] - (run.tokens[step - 2] if step > 1 else 0)
+
+
+def plan(model, s, T, processes):
+    """Of each step the length of its rows, (steps,), and after it the tokens and FLOPs so far. Without
+    --max_iters, s.max_iters becomes what --max_flops allows. Raises Unusable if that is no step."""
+    cost = {}
+    def flops(length):
+        if length not in cost:
+            cost[length] = flops_of_row(model, s, length)
+        return cost[length]
+
+    rows = processes * s.gradient_accumulation_steps * s.batch_size
+    if s.max_iters == 0:
+        s.max_iters = min(10 ** 7, 1 + len(curriculum(s)) + int(s.max_flops / (rows * flops(T))))
+    lengths = row_lengths(s, T)
+    tokens = rows * lengths.cumsum()
+    spent = rows * np.cumsum([flops(length) for length in lengths.tolist()])
+    steps = s.max_iters
+    if s.max_flops:
+        steps = int((spent <= s.max_flops).sum())
+    if steps < 1:
+        raise Unusable(f"--max_flops={s.max_flops:g} is less than one step, {spent[0]:.3g}")
+    return lengths[:steps], tokens[:steps], spent[:steps]
+
+
+def curriculum(s):
+    """Lengths of the rows in its steps."""
+    lengths = []
+    for stage in s.curriculum.split(",") if s.curriculum else []:
+        length, steps = map(int, stage.split(":"))
+        lengths += [length] * steps
+    return lengths
+
+
+def row_lengths(s, T):
+    """Lengths of the rows in each of max_iters steps, at most T."""
+    first = np.array(curriculum(s)[:s.max_iters], dtype=int)
+    return np.concatenate([first, np.full(s.max_iters - len(first), T)]).clip(max=T)
+
+
+def flops_of_row(model, s, length):
+    """FLOPs of a forward and a backward pass of one row; attention as in SDPA's maths."""
+    x = torch.zeros(1, length, dtype=torch.long, device=model.embed.weight.device)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(x, x, **dial(s))[1].backward()
+    model.zero_grad()
+    return float(counter.get_total_flops())
+
+
+# ---- To begin, and to go on
+
+def new_run(s, taken, processes):
+    """A Run from its start, in a folder that becomes its own until `taken`, an ExitStack, is closed."""
+    refuse_contradictions(s)
+    folder = taken.enter_context(RunFolder(s.out_dir))
+    run = Run(s, folder, processes)
+    if s.init_from:
+        begin_with_weights(run, s.init_from, load_checkpoint(s.init_from)[2])
+    if processes.first:
+        folder.claim()
+        folder.begin(s.overwrite)
+    return run
+
+
+def begin_with_weights(run, path, checkpoint):
+    """Another run's weights; what they lack starts as usual."""
+    refuse_other_data(run, path, checkpoint, ["codec"])
+    refuse_other_model(run, path, checkpoint)
+    missing = run.model.load_state_dict(checkpoint["model"], strict=False).missing_keys
+    usual = f"; starting as usual: {', '.join(missing)}" if missing else ""
+    run.say(f"weights of {path}{usual}")
+
+
+def refuse_other_data(run, path, checkpoint, keys):
+    """Raises Unusable if the meta data of checkpoint and data differ in one of the keys."""
+    old, new = checkpoint["meta"], run.meta
+    if any(old.get(key) != new[key] for key in keys):
+        raise Unusable(f"{path} was trained on --tokenizer={old.get('tokenizer')} of "
+                       f"{old.get('source')}; data/{run.s.dataset} is --tokenizer={new['tokenizer']} "
+                       f"of {new['source']}")
+
+
+def refuse_other_model(run, path, checkpoint):
+    """Raises Unusable if the checkpoint's weights do not fit into the model."""
+    old = GPTConfig(**checkpoint["config"])
+    names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"}
+    if old.lrt:
+        names |= {"lrt": "lrt", "lrt_memory_layer": "memory_layer", "lrt_memory_proj": "memory_proj"}
+    for setting, name in names.items():
+        had = getattr(old, name)
+        if had != getattr(run.config, name):
+            had = int(had) if had is True else had
+            raise Unusable(f"{path} needs --{setting}={had}")
+
+
+def found_run(s, given, processes):
+    """(s, given), of which s.resume is a folder or a file, or empty: --resume=auto goes on with the
+    run in out_dir if there is one."""
+    if s.resume != "auto":
+        return s, given
+    there = processes.first and Path(s.out_dir, "last.pt").is_file()
+    [there] = processes.sum(there)          # the first process looks for all
+    given = [name for name in given if name != "out_dir"]
+    return replace(s, resume=s.out_dir if there else ""), given
+
+
+def resumed_run(s, given, taken, processes):
+    """A Run as its last.pt left it, with the settings that it was started with; see new_run()."""
+    path = Path(s.resume)
+    if not path.is_file():
+        path = path / "last.pt"
+    folder = taken.enter_context(RunFolder(path.parent))
+    if processes.first and path.is_file():
+        folder.claim()
+    last = load_checkpoint(path)[2]
+    s = settings_to_go_on(s, given, path, last, processes)
+    refuse_contradictions(s)
+    run = Run(s, folder, processes)
+    refuse_other_data(run, path, last, ["codec", "sha256"])
+    refuse_other_model(run, path, last)
+    take_over(run, path, last)
+    if processes.first:
+        folder.go_on(run.step, run.rows)
+        run.best = row_of_best(run)
+    if run.rows and run.step == run.steps == run.evaluated and not s.max_flops:
+        run.say(f"{folder.path} is finished; longer: --max_iters={2 * run.step}; new run, same weights: "
+                "--init_from")
+    return run
+
+
+def settings_to_go_on(s, given, path, last, processes):
+    """The settings of a run, but for those that may change. Raises Unusable for what may not."""
+    again = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
+    old = old_settings(path, last, again)
+    if last["processes"] != processes.count:
+        raise Unusable(f"{path} is of a run of {last['processes']} processes, this one has "
+                       f"{processes.count}: another run")
+    old.out_dir = old.resume = str(path.parent)
+    new = replace(old)
+    for name in given:
+        had, value = getattr(old, name), getattr(s, name)
+        if name == "resume" or value == had:
+            continue
+        if name not in MAY_CHANGE:
+            raise Unusable(f"--{name}={value}: that run has {had!r}, and goes on as it was started; {again}")
+        setattr(new, name, value)
+    if new.max_iters < old.max_iters:
+        raise Unusable(f"--max_iters={new.max_iters} is less than {old.max_iters}, which the learning "
+                       "rate is made for")
+    if new.max_iters > old.max_iters and processes.first:
+        say(f"the learning rate now falls over {new.max_iters:,} steps, not {old.max_iters:,}: another plan")
+    return new
+
+
+def old_settings(path, last, again):
+    """Settings, from last.pt. Raises Unusable if it has none that could be typed."""
+    try:
+        old = Settings(**last["settings"])      # a TypeError, if it has settings that are no more
+        for f in fields(old):
+            value = getattr(old, f.name)
+            if value != "":
+                setattr(old, f.name, value_of(f, str(value)))
+        return old if last["processes"] else None
+    except (KeyError, TypeError) as e:
+        raise Unusable(f"{path} is not of a run of this train.py, or has nothing to go on from; "
+                       f"{again}") from e
+
+
+def take_over(run, path, last):
+    """All that changes in a run. Raises Unusable if last.pt has not all of it."""
+    run.model.load_state_dict(last["model"])
+    try:
+        for optimizer, state in zip(run.optimizers, last["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        run.step = range(run.steps + 1).index(last["iter"])
+        run.seconds = float(last["seconds"])
+        run.recent = [float(loss) for loss in last["recent"]]
+        run.rows = [row for row in last["rows"] if row["iter"] > 0 and badness(row)[1] >= 0]
+        run.evaluated = run.rows[-1]["iter"] if run.rows else 0
+    except Exception as e:      # a hostile file can raise anything at all
+        raise Unusable(f"{path} has not what a run of this model goes on from "
+                       f"({type(e).__name__})") from e
+
+
+def row_of_best(run):
+    """The row of the evaluation that best.pt was written after. None if there is no best.pt, or not
+    of this run: then the next evaluation writes one."""
+    try:
+        best = load_checkpoint(run.folder / "best.pt")[2]
+    except (OSError, Unusable):
+        best = {}
+    for row in run.rows:
+        if row["iter"] == best.get("iter") and best.get("row", row) == row:
+            return row
+    if run.rows:
+        warn(f"warning: {run.folder.path} has no best.pt of this run; the next evaluation makes one")
+    return None
+
+
+def compiled(run):
+    """The model, compiled if that is asked for or, on CUDA, by default. Raises Unusable if it is asked
+    for and does not work; by default the run goes on without."""
+    s = run.s
+    by_default = s.compile == -1 and run.device.type == "cuda" and s.lrt_mode != "sequential"
+    if s.compile != 1 and not by_default:
+        return run.model
+    run.say("compiling, a minute or so ...")
+    compute = torch.compile(run.model)
+    x = torch.zeros(s.batch_size, int(run.lengths[-1]), dtype=torch.long, device=run.device)
+    try:
+        with run.autocast():
+            loss = compute(x, x, **dial(s))[1]
         loss.backward()
-        for p in self.model.parameters() if WORLD > 1 else ():      # their mean: torch's DDP over gloo twice
-            torch.distributed.all_reduce(p.grad.div_(WORLD))        # hung or aborted at the end of a test
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.grad_clip or math.inf)
-        cosine = math.cos(math.pi * (n - warm) / max(1, self.max_iters - warm))
-        rate = s.learning_rate * (n + 1) / warm if n < warm else s.learning_rate * (1 + cosine) / 2
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("scale", 1.0)
-            optimizer.step()
-        self.model.zero_grad()
-        self.iter += 1
-        return loss.item()
+    except Exception as e:      # a compiler can raise anything at all
+        why = f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0]:.120})"
+        if s.compile == 1:
+            raise Unusable(f"--compile=1: {why}") from e
+        run.say(f"not compiled, so slower: {why}")
+        return run.model
+    finally:
+        run.model.zero_grad()
+    return compute
 
-    @torch.no_grad()
-    def validate(self, stop):
-        """Evaluate: a row of the log, and the checkpoints. Or nothing, if told to stop meanwhile."""
-        if not (found := evaluate(self.model, self.s, self.codec, self.data, stop)):
-            return
-        if not math.isfinite(loss := found["val_loss_exact"]):
-            fail(f"the validation loss is {loss} in step {self.iter:,}; try a smaller --learning_rate")
-        n, seconds = self.iter, self.seconds + perf_counter() - self.start
-        if "task" in self.meta:         # exact, over the last tenth of 1 to 16 times the trained length
-            T, rng = self.meta["length"], np.random.default_rng((self.s.seed, n))
-            rows = prepare_data.task_rows(self.meta["task"], 256, 16 * T, rng)
-            right = scores(self.model, *tensors(self.device, *rows))[1].mean(0)
-            share = lambda length: round(right[min(length - 1, int(length * 0.9)):length].mean().item(), 5)
-            found["accuracy_by_length"] = {T << k: share(T << k) for k in range(5)}
-        row = {"iter": n, "tokens": int(self.tokens[n - 1]), "flops": float(self.flops[n - 1]),
-               "seconds": round(seconds, 1), "train_loss": round(float(np.mean(self.recent)), 6), **found}
-        self.rows, self.recent = [*self.rows, row], []
-        say(f"step {n:6,} validation: exact {in_words(row, self.s)} ({row['val_tokens']:,} tokens)")
-        self.save(best=row is min(self.rows, key=badness))
+
+def announce(run):
+    """Write run.json, and tell what is going to happen."""
+    s, processes = run.s, run.processes
+    parameters = sum(p.numel() for p in run.model.parameters())
+    if processes.first:
+        data = {key: value for key, value in run.meta.items() if key != "codec"}
+        run.folder.describe({
+            "settings": asdict(s), "data": data, "parameters": parameters, "processes": processes.count,
+            "flops": run.flops[-1], "torch": torch.__version__, "python": sys.version})
+    gflop = np.diff(run.flops, prepend=0).max() / 1e9
+    where = run.device.type
+    if processes.count > 1:
+        where += f" x {processes.count}"
+    run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, {where} {run.dtype}, "
+            f"torch {torch.__version__}; {run.meta['source']}")
+    if s.max_flops:
+        run.say(what_ends(run))
+    if run.steps <= s.warmup_iters:
+        run.say(f"the run ends while its learning rate still rises: {run.steps:,} steps, "
+                f"--warmup_iters={s.warmup_iters:,}")
+
+
+def name_of(s):
+    """What is trained, and how."""
+    if not s.lrt:
+        return "plain GPT"
+    name = f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
+    if s.lrt_mode == "sequential":
+        name = "LRT, token by token"
+    if "hops" in dial(s):
+        name += f", gradient of one pass and {dial(s)['hops']} hops"
+    return name
+
+
+def what_ends(run):
+    """A line: which of --max_flops and --max_iters comes first."""
+    s, n = run.s, run.steps
+    one = run.flops[-1] / n
+    if n > 1:
+        one = run.flops[-1] - run.flops[-2]
+    if run.flops[-1] + one > s.max_flops:
+        return f"{n:,} steps: as many as --max_flops={s.max_flops:g} allows"
+    return f"{n:,} steps: --max_iters comes before --max_flops={s.max_flops:g}"
+
+
+# ---- Training
+
+def learning_rate(s, step, steps):
+    """In a step, from 0, of a run of so many: linear warm-up, then a cosine down to min_lr."""
+    if step < s.warmup_iters:
+        return s.learning_rate * (step + 1) / s.warmup_iters
+    cosine = math.cos(math.pi * (step - s.warmup_iters) / max(1, steps - s.warmup_iters))
+    return s.min_lr + (s.learning_rate - s.min_lr) * (1 + cosine) / 2
+
+
+def take_step(run, rate):
+    """Forward, backward, update. Returns the loss of this process' rows and the norm of the gradient,
+    both before the update."""
+    s, processes = run.s, run.processes
+    torch.manual_seed((s.seed * 1_000_003 + run.step) * processes.count + processes.rank)   # for dropout
+    run.model.train()
+    inputs, targets = batch(run.data, s, int(run.lengths[run.step]), run.step, processes, run.device)
+    parts = list(zip(inputs.split(s.batch_size), targets.split(s.batch_size)))
+    total = 0.0
+    for number, (x, y) in enumerate(parts, 1):
+        sharing = nullcontext() if number == len(parts) else keep_gradients(run.compute)
+        with sharing:
+            with run.autocast():
+                loss = run.compute(x, y, **dial(s))[1] / len(parts)
+            loss.backward()
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf).item()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
+        optimizer.step()
+    run.model.zero_grad()
+    run.step += 1
+    return total, norm
+
+
+class Pace:
+    """How fast the steps are, and how long it all still takes."""
+
+    def __init__(self, evaluation):
+        self.evaluation = evaluation        # seconds that one takes: at first a guess
+        self.steps = deque(maxlen=200)      # (seconds, tokens) of the last ones
+        self.said = perf_counter()          # when the last line was printed
+
+    def add(self, seconds, tokens):
+        self.steps.append((seconds, tokens))
+        if len(self.steps) == 2:            # the first one is slow: memory is taken, caches are cold
+            self.steps[0] = self.steps[1]
+
+    def tokens_per_second(self):
+        seconds, tokens = map(sum, zip(*self.steps))
+        return tokens / max(seconds, 1e-9)
+
+    def seconds_left(self, run):
+        """Of the tokens that are left, the evaluations, and the report, which holds the latent at 0."""
+        s = run.s
+        tokens = run.tokens[-1] - run.tokens[run.step - 1]
+        evaluations = -(-run.steps // s.eval_interval) - (run.step - 1) // s.eval_interval
+        report = 0.25 if s.lrt else 0.0
+        return tokens / self.tokens_per_second() + (evaluations + report) * self.evaluation
+
+    def line_is_due(self, run):
+        """At each log_interval, soon after the start, and every 15 seconds."""
+        regular = run.step % run.s.log_interval == 0 or run.step == run.steps
+        return regular or len(self.steps) == 2 or perf_counter() - self.said > 15
+
+
+def report_step(run, pace, loss, rate, norm):
+    """The one place where a step is reported, after each: run.step are done, loss and gradient norm are
+    those before the update, rate is the learning rate. To log them elsewhere, too, add a line."""
+    s = run.s
+    speed = pace.tokens_per_second()
+    mean = float(np.mean(run.recent[-s.log_interval:]))
+    if run.step % s.log_interval == 0 or run.step == run.steps:
+        run.folder.log_step(run.step, f"{mean:.6f}", f"{rate:.6g}", f"{norm:.6g}", f"{speed:.0f}")
+    if pace.line_is_due(run):
+        pace.said = perf_counter()
+        name = "loss" if is_exact(s) or "hops" in dial(s) else "loss over all passes"
+        say(f"step {run.step:6,}/{run.steps:,} {run.step / run.steps:4.0%}  {name} {mean:.4f} "
+            f"{speed:9,.0f} tokens/s  {pace.seconds_left(run):4.0f} s left")
+
+
+def try_evaluation(run):
+    """Evaluate a little, before the first step: if that cannot be done it is said now. Returns the
+    seconds that a whole evaluation will take, about."""
+    s, start = run.s, perf_counter()
+    little = replace(s, eval_tokens=min(s.eval_tokens, TRIAL_TOKENS))
+    found = evaluate(run.model, little, run.codec, run.data)
+    tokens = min(run.data["val"].size, s.eval_tokens)
+    if "task" in run.meta:
+        tokens += 256 * 16 * run.meta["length"]         # longer rows
+    return (perf_counter() - start) / found["val_tokens"] * tokens
+
+
+def validate(run, stop):
+    """Evaluate: a line, a row of the log, and the checkpoints. Or nothing, if told to stop meanwhile."""
+    found = evaluate(run.model, run.s, run.codec, run.data, stop)
+    if found is None:
+        return
+    loss, n = found["val_loss_exact"], run.step
+    if not math.isfinite(loss):
+        raise Unusable(f"the validation loss is {loss} in step {n:,}; try a smaller --learning_rate")
+    if "task" in run.meta:
+        found["accuracy_by_length"] = accuracy_by_length(run.model, run.meta, (run.s.seed, n))
+    row = {"iter": n, "tokens": int(run.tokens[n - 1]), "flops": float(run.flops[n - 1]),
+           "seconds": round(run.time(), 1), "train_loss": round(float(np.mean(run.recent)), 6), **found}
+    run.rows.append(row)
+    run.recent = []
+    run.say(f"step {n:6,} validation: exact {in_words(row, run.s)} ({row['val_tokens']:,} tokens)")
+    save_or_warn(run, best=run.best is None or row is min(run.rows, key=badness))
+    run.folder.log_evaluation(row)
+
+
+def save(run, last=True, best=False):
+    """Write last.pt; or best.pt, of the newest row; or both. Raises Unusable if that fails."""
+    state = {"model": run.model.state_dict(), "config": asdict(run.config), "settings": asdict(run.s),
+             "meta": run.meta, "iter": run.step}
+    states = {}
+    if best:
+        states["best"] = {**state, "row": run.rows[-1]}
+    if last:
+        states["last"] = {**state, "optimizers": [o.state_dict() for o in run.optimizers],
+                          "processes": run.processes.count, "seconds": run.time(),
+                          "recent": run.recent, "rows": run.rows}
+    run.saved = perf_counter()
+    run.folder.save(**states)
+    if last:
+        run.saved_step = run.step
+    if best:
+        run.best = run.rows[-1]
+
+
+def save_or_warn(run, best=False):
+    """After an evaluation. last.pt waits if writing it would take too much of the time."""
+    rested = perf_counter() - run.saved >= run.folder.save_seconds / SAVE_SHARE
+    try:
+        if best or rested:
+            save(run, last=rested, best=best)
+    except Unusable as e:
+        warn(f"warning: {e}; the run goes on")
+
+
+def save_is_due(run):
+    """Some time after the last one, whether or not there has been an evaluation?"""
+    return perf_counter() - run.saved > max(SAVE_SECONDS, run.folder.save_seconds / SAVE_SHARE)
+
+
+def evaluation_is_due(run):
+    """Also one that a stop has cut short."""
+    regular = run.step % run.s.eval_interval == 0 or run.step == run.steps
+    return regular and run.step > run.evaluated
+
+
+def stop_here(run, stop):
+    """All processes have agreed to: save, say how to go on, and end the script."""
+    if run.processes.first:
+        save(run)
+    python = "python"
+    if run.processes.count > 1:
+        python = f"torchrun --standalone --nproc_per_node={run.processes.count}"
+    run.say(f"\nstopped after step {run.step:,}; go on with: {python} train.py "
+            f"{command(f'--resume={run.folder.path}')}")
+    run.processes.wait()
+    sys.exit(128 + (stop.signal or 2))
+
 
 def train(run, stop):
     """Steps and evaluations, until the last one, or until all processes agree to stop."""
-    s, end, tokens, times, stopping = run.s, run.max_iters, np.concatenate([[0], run.tokens]), [], 0
-    said = run.start = run.saved = perf_counter()
-    few = evaluate(run.model, replace(s, eval_tokens=min(s.eval_tokens, 8192)), run.codec, run.data)
-    size = min(run.data["val"].size, s.eval_tokens) + 4096 * run.lengths.max() * ("task" in run.meta)
-    evaluation = (perf_counter() - said) / few["val_tokens"] * size         # how long one takes: a guess
-    evaluated = run.rows[-1]["iter"] if run.rows else 0
-    name = "loss over all passes" if s.lrt and s.dial()[0] else "loss"
-    while not stopping:
-        n, start = run.iter, perf_counter()
-        if n > evaluated and (n % s.eval_interval == 0 or n == end):
-            if evaluation > 5:
-                say(f"evaluating, for about {evaluation:.0f} s ...")
-            if RANK == 0:
-                run.validate(stop)
-            stopping, evaluated, evaluation = together(stop.signal)[0], n, perf_counter() - start
-        elif n == end:
-            return
+    s, processes = run.s, run.processes
+    run.began = run.saved = perf_counter()
+    pace = Pace(try_evaluation(run) if processes.first else 0.0)
+    while True:
+        start = perf_counter()
+        if evaluation_is_due(run):
+            if pace.evaluation > 5:
+                run.say(f"evaluating, for about {pace.evaluation:.0f} s ...")
+            if processes.first:
+                validate(run, stop)
+            [stopping] = processes.sum(stop.signal)
+            run.evaluated = run.step
+            pace.evaluation = perf_counter() - start
+        elif run.step == run.steps:
+            break
         else:
-            loss, stopping = together(run.step() / WORLD, stop.signal)
+            rate = learning_rate(s, run.step, run.steps)
+            loss, norm = take_step(run, rate)
+            loss, stopping = processes.sum(loss / processes.count, stop.signal)
             if not math.isfinite(loss):
-                fail(f"the training loss is {loss} in step {run.iter:,}; try a smaller --learning_rate")
+                raise Unusable(f"the training loss is {loss} in step {run.step:,}; "
+                               "try a smaller --learning_rate")
             run.recent.append(loss)
-            n, now = run.iter, perf_counter()
-            times = [*times[-199:], now - start] if len(times) != 1 else [now - start] * 2   # first: slow
-            due = n % s.log_interval == 0 or n == end or len(times) == 2 or now - said > 15
-            if due and not stopping:
-                speed, said = (tokens[n] - tokens[n - len(times)]) / sum(times), now
-                evaluations = -(-end // s.eval_interval) - (n - 1) // s.eval_interval     # and a report
-                left = (tokens[end] - tokens[n]) / speed + (evaluations + s.lrt / 4) * evaluation
-                say(f"step {n:6,}/{end:,} {n / end:4.0%}  {name} {np.mean(run.recent[-s.log_interval:]):.4f} "
-                    f"{speed:9,.0f} tokens/s  {left:4.0f} s left")
-            if RANK == 0 and now - run.saved > SAVE_SECONDS:
-                run.save()
-    if RANK == 0:
-        run.save()
-    start = "python" if WORLD == 1 else f"torchrun --standalone --nproc_per_node={WORLD}"
-    say(f"\nstopped after step {run.iter:,}; go on with: {start} train.py {command(f'--resume={run.out}')}")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)       # torchrun sends it to who ends a moment later
-    sys.exit(128 + (stop.signal or signal.SIGINT))
+            pace.add(perf_counter() - start, tokens_of(run, run.step))
+            if processes.first:
+                report_step(run, pace, loss, rate, norm)
+                if save_is_due(run):
+                    save_or_warn(run)
+        if stopping:
+            stop_here(run, stop)
+    if processes.first and run.saved_step < run.step:
+        save(run, best=run.best is not min(run.rows, key=badness))
+
+
+# ---- The end
+
+def attempt(what, function):
+    """What function() returns; or None and a line, if that cannot be had here: a part of lrt.py that is
+    an exercise and not written yet, a file that is gone."""
+    try:
+        return function()
+    except (NotImplementedError, OSError, Unusable) as e:
+        reason = str(e) or "not written yet"
+        say(f"left out: {what}: {reason.splitlines()[0]}")
+        return None
+
 
 def report(run, stop):
     """The best evaluation, what it is without the latent, and a sample."""
-    s, task, best = run.s, "task" in run.meta, min(run.rows, key=badness)
-    say(f"\nbest, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
+    s, best, model = run.s, run.best, None
+    if best:
+        model = attempt("best.pt", lambda: load_checkpoint(run.folder / "best.pt", run.device)[0])
+    if model is None:
+        best, model = run.rows[-1], run.model
+    title = "best" if best is run.best else "last"
+    say(f"\n{title}, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
     if s.lrt:
-        model = load_checkpoint(run.out / "best.pt", run.device)[0]
-        if held := evaluate(model, replace(s, lrt=0), run.codec, run.data, stop):
-            say(f"latent held at 0: {in_words(held, replace(s, lrt=0))}")
-    if s.lrt and s.dial()[0]:
+        held = attempt("the loss without the latent", lambda: evaluate_without_latent(run, model, stop))
+        if held:
+            say(f"latent held at 0: {held}")
+    if not is_exact(s):
         say(verdict(best))
-    flags = [f"--out_dir={run.out}", *["--prompt=1 0 1 1"] * task, *[f"--device={s.device}"] * bool(s.device)]
+    flags = [f"--out_dir={run.folder.path}"]
+    if "task" in run.meta:
+        flags.append("--prompt=1 0 1 1")
+    if s.device:
+        flags.append(f"--device={s.device}")
     say("\n$ " + command("python", "sample.py", *flags))
-    sample.main(flags)
+    attempt("a sample", lambda: sample.main(flags))
+
+
+def evaluate_without_latent(run, model, stop):
+    """In words; None if told to stop meanwhile."""
+    found = measure(lambda x: logits_without_latent(model.eval(), x), run.s, run.codec, run.data,
+                    run.device, stop)
+    if found is None:
+        return None
+    return in_words(as_row(found, found, run.data), replace(run.s, lrt=0))
+
+
+def evaluate_only(s, given):
+    """Exact loss and bits per byte of a checkpoint, on its own data or on others; nothing is written."""
+    for name in given:
+        if name not in OF_AN_EVALUATION:
+            refuse(s, name, "--eval_only=1 takes it from the run; it knows "
+                            + ", ".join(f"--{known}" for known in OF_AN_EVALUATION[1:]))
+    path = s.out_dir
+    if s.init_from or s.resume not in ("", "auto"):
+        path = s.init_from or s.resume
+    model, codec, checkpoint = load_checkpoint(path, find_device(s.device))
+    old = old_settings(path, checkpoint, "so there is nothing to evaluate")
+    old.eval_tokens = s.eval_tokens
+    if "dataset" in given:
+        old.dataset = s.dataset
+    meta, its_codec, data = prepare_data.load(old.dataset)
+    if meta["codec"] != checkpoint["meta"]["codec"]:
+        data = in_tokens_of(codec, its_codec, data, old.dataset)
+    found = evaluate(model, old, codec, data)
+    if "task" in meta:
+        found["accuracy_by_length"] = accuracy_by_length(model, meta, (old.seed, checkpoint["iter"]))
+    say(f"{path}, step {checkpoint['iter']:,}, on data/{old.dataset}: exact {in_words(found, old)} "
+        f"({found['val_tokens']:,} tokens)")
+
+
+def in_tokens_of(codec, its_codec, data, dataset):
+    """The validation text of a data set in another codec's tokens. Raises Unusable if it is no text, or
+    has what that codec lacks."""
+    if "numbers" in (codec.kind, its_codec.kind):
+        raise Unusable(f"--dataset={dataset}: a model of {codec.kind} cannot read {its_codec.kind}")
+    text = its_codec.decode(data["val"].tolist())
+    return {"val": np.array(codec.encode(text))}
+
 
 @script
 def main(argv):
     s, given = parse(Settings, __doc__, argv)
-    s, given = parse(Settings, __doc__, argv, **TASKS.get(s.dataset, {}))
-    s.out_dir, s.resume = (os.path.expanduser(folder) for folder in (s.out_dir, s.resume))
-    s, last = resumed(s, given) if s.resume else (s, None)
-    refuse_contradictions(s)
-    if WORLD > 1 and s.device in ("", "cuda") and torch.cuda.is_available():
-        torch.cuda.set_device(find_device(f"cuda:{os.environ['LOCAL_RANK']}"))
-    device = find_device(s.device)
-    run = Run(s, device)
-    if last or s.init_from:
-        run.take(s.resume or s.init_from, last or load_checkpoint(s.init_from)[2], bool(last))
-    if RANK == 0:
-        run.claim()
-    if run.rows and run.iter == run.max_iters == run.rows[-1]["iter"] and not s.max_flops:
-        say(f"{run.out} is finished; longer: --max_iters={2 * run.iter}; new run, same weights: --init_from")
-    if s.compile == 1 or (s.compile == -1 and device.type == "cuda" and s.dial()[0]):
-        say("compiling, a minute or so ...")
-        run.compute = torch.compile(run.compute)
-    if WORLD > 1:       # what they agree on goes over gloo, on GPUs, too
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    stop = Stop()
-    train(run, stop)
-    if RANK == 0:
-        report(run, stop)
-    if WORLD > 1:
-        torch.distributed.destroy_process_group()
+    s, given = parse(Settings, __doc__, argv, **TASK_SETTINGS.get(s.dataset, {}))
+    s.out_dir, s.resume = os.path.expanduser(s.out_dir), os.path.expanduser(s.resume)
+    processes = who_am_i()
+    if s.eval_only:
+        if processes.first:
+            evaluate_only(s, given)
+        return
+    if "max_flops" in given and "max_iters" not in given and s.max_flops:
+        s.max_iters = 0             # as many as that allows: see plan()
+    with ExitStack() as taken:      # however it ends, all is given back
+        taken.enter_context(joined(processes))
+        s, given = found_run(s, given, processes)
+        run = resumed_run(s, given, taken, processes) if s.resume else new_run(s, taken, processes)
+        announce(run)
+        run.compute = processes.share(compiled(run))
+        stop = taken.enter_context(Stop(processes.count > 1, processes.first))
+        train(run, stop)
+        if processes.first:
+            report(run, stop)
+
 
 if __name__ == "__main__":
     main()

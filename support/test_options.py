@@ -139,7 +139,7 @@ def test_nanogpts_names_that_are_not_here_get_a_line_that_helps(script, name, ca
 def test_what_is_used_instead_is_there():
     """Each option that a hint names, of the script that it names, or of train.py."""
     there = {f"--{f.name}" for script in (train, sample, prepare_data)
-             for f in dataclasses.fields(script.Settings)} | {"--min_lr"}
+             for f in dataclasses.fields(script.Settings)}
     for advice in options.INSTEAD.values():
         for word in advice.replace(";", " ").replace(",", " ").split():
             if word.startswith("--"):

@@ -207,7 +207,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(here, capsys, monkeypatch, 
     function, calls = getattr(train, where), []
     def interrupted(*args):
         calls.append(1)
-        if where == "windows" and len(calls) > 1 or where == "batch" and args[3] == 4:      # one: the estimate
+        if where == "windows" and len(calls) > 2 or where == "batch" and args[3] == 4:      # two: the first try
             signal.raise_signal(getattr(signal, name))
         return function(*args)
     monkeypatch.setattr(train, where, interrupted)
@@ -278,16 +278,17 @@ def test_long_validation_splits_are_sampled_evenly(here, capsys):
 
 def test_time_left_counts_all_that_is_left(here, capsys, monkeypatch):
     """With steps of 1 s, evaluations of 20 s and a report of 5 s, by a clock that only they move."""
-    now, step, evaluate = [0.0], train.Run.step, train.evaluate
+    now, step, evaluate, without = [0.0], train.take_step, train.evaluate, train.evaluate_without_latent
     def takes(seconds, function):
         def timed(*args, **named):
             now[0] += seconds(*args, **named)
             return function(*args, **named)
         return timed
-    share = lambda model, s, codec, data, *_: (20 if s.lrt else 5) * min(1, s.eval_tokens / 1000)
+    share = lambda model, s, codec, data, *_: 20 * min(1, s.eval_tokens / 1000)
     monkeypatch.setattr(train, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(train.Run, "step", takes(lambda run: 1, step))
+    monkeypatch.setattr(train, "take_step", takes(lambda run, rate: 1, step))
     monkeypatch.setattr(train, "evaluate", takes(share, evaluate))
+    monkeypatch.setattr(train, "evaluate_without_latent", takes(lambda *_: 5, without))
     prepare_data.prepare("mine", "char", "text.txt")
     assert run(train, *SMALL, "--lrt=1", "--max_iters=100", "--eval_interval=40", "--log_interval=10", "--eval_tokens=1000") == 0
     lines = {int(n): int(left) for n, left in re.findall(r"step +(\d+)/.* (\d+) s left", capsys.readouterr().out)}
@@ -303,4 +304,4 @@ def test_overwrite_leaves_nothing_of_the_old_run_and_bad_numbers_stop_it(here, c
     assert run(train, *SMALL, "--learning_rate=1e9", "--warmup_iters=0", "--overwrite=1") == 2
     err = capsys.readouterr().err
     assert "loss is nan" in err and "smaller --learning_rate" in err
-    assert {p.name for p in Path("out").iterdir()} == {".lock", "run.json"}
+    assert {p.name for p in Path("out").iterdir()} == {".lock", "run.json", "last.pt", "best.pt", "log.jsonl", "steps.csv"}

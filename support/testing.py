@@ -2,14 +2,11 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-
-from support import files
 
 HERE = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -50,17 +47,11 @@ def once(args):
 
 
 def run(module, *args):
-    """A script's main() in this process; its exit status."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    """A script's main() in this process; its exit status. It gives back what it took."""
     try:
         module.main(once(args))
     except SystemExit as e:
         return e.code
-    finally:                                    # as when a process ends
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
-        while files.HELD:
-            files.HELD.pop().close()
     return 0
 
 
