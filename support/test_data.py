@@ -463,7 +463,7 @@ def test_of_large_files_a_sample_is_read_and_what_is_used_is_checked(here, monke
     assert sum(looks) <= 2 * 64 * 4 < prepare_data.load("mine")[0]["val_tokens"]
     path = Path(f"data/mine/{name}.bin")
     damaged = np.fromfile(path, "<u2")
-    place = 300
+    place = 306
     damaged[place] = 999
     damaged.tofile(path)
     tokens = prepare_data.load("mine")[2][name]                     # it is not in the sample

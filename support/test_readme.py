@@ -46,7 +46,7 @@ def test_readme_commands_have_scripts_and_flags_that_exist(command):
 def test_readme_quick_commands_and_python_block_run(here, capsys, monkeypatch):
     """What takes no more than a few seconds, in its order, on small stand-ins of the runs that it needs."""
     Path("text.txt").write_text(TEXT + "ROMEO: what?\n" * 9, encoding="utf-8", newline="\n")
-    monkeypatch.setattr(prepare_data, "shakespeare", lambda folder: (TEXT, "test"))
+    monkeypatch.setattr(prepare_data, "download", lambda: prepare_data.short_text("test", TEXT))
     prepare_data.prepare("mine", "char", "text.txt")
     prepare_data.prepare("parity", length=8, rows=120)
     assert run(train, *SMALL, "--lrt=1", "--out_dir=out") == 0
