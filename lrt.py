@@ -83,7 +83,7 @@ class Cache:
     """All that later tokens need of earlier ones, and the *newest* T while they are computed: begin
     says which; put, as often as you like, takes their keys and values; advance: they are done. pos:
     how many are done; latent: of the last (plain: None); kv: for each layer, (2, B, H, n, D), of up
-    to W - 1 done, then newest; x0, rope, h, m_next: of the newest. at: a slice, some of the newest."""
+    to W - 1 done, then newest; x0, rope, h, m_next: of the newest. at: a slice, some of those."""
     def __init__(self, config, batch_size, like):
         self.W, self.B, self.D = config.block_size, batch_size, config.n_embd // config.n_head
         self.latent = like.new_zeros(batch_size, config.n_embd) if config.lrt else None
