@@ -19,9 +19,8 @@ def learn_pairs(parts, merges):
     blocks = list(blocks_of(parts))
     pairs = PairCounts()
     for block in blocks:
-        for start in range(0, len(block.symbols), SLICE):
-            places = np.arange(start, min(start + SLICE, len(block.symbols)))
-            pairs.add(*block.pairs_at(places))
+        for keys, counts in block.all_pairs():
+            pairs.add(keys, counts)
 
     while len(tokens) < 256 + merges:
         likeliest = pairs.most_frequent()
@@ -58,44 +57,51 @@ class Block:
         inside[lengths.cumsum() - 1] = False
         self.symbols[inside] = np.concatenate([*words, np.empty(0, np.uint8)])
 
-    def pairs_at(self, places):
-        """(keys, how often) of the pairs that begin at these places, without those over an END."""
-        places = places[places + 1 < len(self.symbols)]
+    def all_pairs(self):
+        """(keys, how often) of all pairs, a part at a time."""
+        ends = np.flatnonzero(self.symbols == END)
+        for start in range(0, len(self.symbols) - 1, SLICE):
+            places = np.arange(start, min(start + SLICE, len(self.symbols) - 1))
+            yield self.pairs_at(places, self.counts[np.searchsorted(ends, places)])
+
+    def pairs_at(self, places, counts):
+        """(keys, counts) of the pairs that begin at these places, without those over an END."""
         first, second = self.symbols[places], self.symbols[places + 1]
         in_a_word = (first != END) & (second != END)
         keys = first[in_a_word].astype(np.int64) * MAX_VOCAB + second[in_a_word]
-        word = np.searchsorted(np.flatnonzero(self.symbols == END), places[in_a_word])
-        return keys, self.counts[word].astype(np.int64)
+        return keys, counts[in_a_word]
 
     def join(self, a, b, new):
         """Put the token `new` in the place of each a that b follows. (keys, changes of how often)
         of all pairs that are more or fewer for it."""
         at = self.places_of(a, b)
         if len(at) == 0:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        keys_before, fewer = self.pairs_at(marked(len(self.symbols), at - 1, at, at + 1))
+            return at, at
+        ends = np.flatnonzero(self.symbols == END)
+        counts = self.counts[np.searchsorted(ends, at)]
+        keys_before, fewer = self.pairs_at(*around(at, [-1, 0, 1], counts))
         self.symbols[at] = new
         self.symbols = np.delete(self.symbols, at + 1)
         at = at - np.arange(len(at))                    # as many symbols before it are gone
-        keys_after, more = self.pairs_at(marked(len(self.symbols), at - 1, at))
+        keys_after, more = self.pairs_at(*around(at, [-1, 0], counts))
         return np.concatenate([keys_before, keys_after]), np.concatenate([-fewer, more])
 
     def places_of(self, a, b):
         """Where a is followed by b; of a a a only the first two."""
-        at = np.flatnonzero((self.symbols[:-1] == a) & (self.symbols[1:] == b))
+        at = np.flatnonzero(self.symbols == a)
+        at = at[self.symbols[at + 1] == b]              # after each a there is at least an END
         if a != b or len(at) == 0:
             return at
-        begins = np.concatenate([[True], np.diff(at) > 1])          # a row of places side by side
+        begins = np.diff(at, prepend=-2) > 1                        # a row of places side by side
         begin = at[begins][np.cumsum(begins) - 1]
         return at[(at - begin) % 2 == 0]
 
 
-def marked(size, *places):
-    """The places that are in any of several arrays, in order, without -1."""
-    marks = np.zeros(size, dtype=bool)
-    for some in places:
-        marks[some[some >= 0]] = True
-    return np.flatnonzero(marks)
+def around(at, offsets, counts):
+    """(places, counts) at these offsets from each place, in order; each place once, and not -1."""
+    places = (at[:, None] + np.array(offsets)).ravel()
+    once = np.diff(places, prepend=-1) > 0
+    return places[once], np.repeat(counts, len(offsets))[once]
 
 
 class PairCounts:
