@@ -15,7 +15,7 @@ import prepare_data
 import sample
 import train
 from support import checkpoint, files, script as scripts
-from support.testing import HERE, SMALL_TASK, SMALL, run, rows, weights, same, all_files, ends_in_one_line
+from support.testing import HERE, SMALL_TASK, SMALL, once, run, rows, weights, same, all_files, ends_in_one_line
 
 
 def test_task_of_ones_own_is_a_table(here, monkeypatch, capsys):
@@ -177,7 +177,7 @@ def test_run_killed_at_random_moments_is_the_same_run(here):
     kills = 0
     for seed in range(40):
         args = ["--resume=b"] if Path("b/last.pt").exists() else [*flags, "--out_dir=b"]
-        done = subprocess.run([sys.executable, "-c", KILLER, str(seed), *args], capture_output=True, text=True, encoding="utf-8",
+        done = subprocess.run([sys.executable, "-c", KILLER, str(seed), *once(args)], capture_output=True, text=True, encoding="utf-8",
                               env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
         assert done.returncode in (0, 9), done.stderr
         kills += done.returncode == 9
