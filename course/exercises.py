@@ -66,14 +66,14 @@ EXERCISES = [
         "GPT.step", points=8, minutes=20, stage=1,
         what="the recurrence, one token",
         teaches="a recurrence with gradients through time: it trains",
-        hint="three lines; `extend` does the work. What is the memory of the first token of a text,\n"
-             "  and of the first token after a prompt?"),
+        hint="three lines; `extend` does the work. What is the memory of the first token of a\n"
+             "  text, and of the first token after a prompt?"),
     Exercise(
         "GPT.refine", points=13, minutes=60, stage=2,
         what="a subset pass",
         teaches="Gauss–Seidel on a sequence; functional updates",
-        hint="`x[:, s::S]` takes a subset, `slice_scatter` puts it back; whatever the cache held\n"
-             "  before must stay whole, because gradients and later exercises need it. Which memory\n"
+        hint="`x[:, at]` takes a subset, `slice_scatter` puts it back; whatever the cache held\n"
+             "  before must stay whole, as gradients and later exercises need it. Which memory\n"
              "  does the first of the newest positions get?"),
     Exercise(
         "GPT.forward", points=12, minutes=50, stage=2,
@@ -85,19 +85,22 @@ EXERCISES = [
         "GPT.prefill", points=10, minutes=60, stage=3,
         what="a prompt in parallel, until it has settled",
         teaches="fixed points, stopping rules, bounds that make them safe",
-        hint="pieces one after the other, each swept until nothing that a sweep writes changes by\n"
-             "  more than `tol`. The largest change counts, over rows, positions, layers. After how\n"
-             "  many sweeps is it exact, whatever the weights?"),
+        hint="pieces one after the other, each swept until nothing that a sweep writes changes\n"
+             "  by more than `tol`. The largest change counts, over rows, positions, layers.\n"
+             "  After how many sweeps is it exact, whatever the weights? What does `tol` mean in\n"
+             "  a dtype of few digits, and what with dropout on?"),
     Exercise(
         "GPT.forward_hops", points=12, minutes=90, stage=4,
         what="the gradient of a solution, without the way to it",
         teaches="implicit differentiation; a Neumann series; what a gradient is of",
-        hint="passes without gradients find the latents; one pass has the graph. `autograd.grad` of\n"
-             "  a number gives what that number says of m; of which latents has it been said? How\n"
-             "  does a gradient come into the weights, when the loss itself may not change?"),
+        hint="passes without gradients find the latents; one pass has the graph.\n"
+             "  `autograd.grad` of a number gives what that number says of z, and `z` of one pass\n"
+             "  was `m_next` of another. How does a gradient come into the weights, when the loss\n"
+             "  itself may not change?"),
 ]
 
-STAGES = {1: "exact", 2: "the dial", 3: "inference", 4: "for those who want more"}      # their titles
+# Their titles
+STAGES = {1: "exact", 2: "the dial", 3: "inference", 4: "for those who want more"}
 
 QUESTIONS, QUESTION_POINTS = 4, 5       # written questions, and points for each
 
@@ -135,8 +138,8 @@ def chosen(text, table):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise Unusable(f"exercises {text!r}: write them as 1-5 or 1,3,6-8")
-        numbers = set(range(int(first), int(last if dash else first) + 1))
-        if not numbers or not numbers & set(table) or not dash and not numbers <= set(table):
+        numbers = {n for n in table if int(first) <= n <= int(last if dash else first)}
+        if not numbers:
             raise Unusable(f"exercises {text!r}: there is no {part.strip()}; there are "
                            f"{in_words(table)}")
         wanted |= numbers
@@ -161,7 +164,9 @@ def in_words(numbers):
             parts += [str(n) for n in run]
         else:
             parts.append(f"{run[0]} to {run[-1]}")
-    return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])
+    if len(parts) == 1:
+        return parts[0]
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 @script
