@@ -461,6 +461,11 @@ def new_run(s, taken, processes):
     refuse_contradictions(s)
     folder = taken.enter_context(RunFolder(s.out_dir))
     run = Run(s, folder, processes)
+    if s.max_flops:
+        run.say(what_ends(run))
+    if run.steps <= s.warmup_iters:
+        run.say(f"the run ends while its learning rate still rises: {run.steps:,} steps, "
+                f"--warmup_iters={s.warmup_iters:,}")
     if s.init_from:
         begin_with_weights(run, s.init_from, load_checkpoint(s.init_from)[2])
     if processes.first:
@@ -538,6 +543,8 @@ def resumed_run(s, given, taken, processes):
 def settings_to_go_on(s, given, path, last, processes):
     """The settings of a run, but for those that may change. Raises Unusable for what may not."""
     again = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
+    if "processes" not in last:
+        raise Unusable(f"{path} has nothing to go on from, only weights; {again}")
     old = old_settings(path, last, again)
     if last["processes"] != processes.count:
         raise Unusable(f"{path} is of a run of {last['processes']} processes, this one has "
@@ -560,17 +567,16 @@ def settings_to_go_on(s, given, path, last, processes):
 
 
 def old_settings(path, last, again):
-    """Settings, from last.pt. Raises Unusable if it has none that could be typed."""
+    """Settings, from a checkpoint. Raises Unusable if it has none that could be typed."""
     try:
         old = Settings(**last["settings"])      # a TypeError, if it has settings that are no more
         for f in fields(old):
             value = getattr(old, f.name)
             if value != "":
                 setattr(old, f.name, value_of(f, str(value)))
-        return old if last["processes"] else None
+        return old
     except (KeyError, TypeError) as e:
-        raise Unusable(f"{path} is not of a run of this train.py, or has nothing to go on from; "
-                       f"{again}") from e
+        raise Unusable(f"{path} is not of a run of this train.py; {again}") from e
 
 
 def take_over(run, path, last):
@@ -604,12 +610,15 @@ def row_of_best(run):
     return None
 
 
+def compiles_by_default(s, device):
+    return device.type == "cuda" and s.lrt_mode != "sequential"
+
+
 def compiled(run):
     """The model, compiled if that is asked for or, on CUDA, by default. Raises Unusable if it is asked
     for and does not work; by default the run goes on without."""
     s = run.s
-    by_default = s.compile == -1 and run.device.type == "cuda" and s.lrt_mode != "sequential"
-    if s.compile != 1 and not by_default:
+    if s.compile == 0 or s.compile == -1 and not compiles_by_default(s, run.device):
         return run.model
     run.say("compiling, a minute or so ...")
     compute = torch.compile(run.model)
@@ -619,7 +628,8 @@ def compiled(run):
             loss = compute(x, x, **dial(s))[1]
         loss.backward()
     except Exception as e:      # a compiler can raise anything at all
-        why = f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0]:.120})"
+        first_line = str(e).strip().splitlines()[0] if str(e).strip() else ""
+        why = f"torch.compile does not work here ({type(e).__name__}: {first_line:.120})"
         if s.compile == 1:
             raise Unusable(f"--compile=1: {why}") from e
         run.say(f"not compiled, so slower: {why}")
@@ -644,11 +654,6 @@ def announce(run):
         where += f" x {processes.count}"
     run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, {where} {run.dtype}, "
             f"torch {torch.__version__}; {run.meta['source']}")
-    if s.max_flops:
-        run.say(what_ends(run))
-    if run.steps <= s.warmup_iters:
-        run.say(f"the run ends while its learning rate still rises: {run.steps:,} steps, "
-                f"--warmup_iters={s.warmup_iters:,}")
 
 
 def name_of(s):
@@ -967,10 +972,21 @@ def main(argv):
         return
     if "max_flops" in given and "max_iters" not in given and s.max_flops:
         s.max_iters = 0             # as many as that allows: see plan()
-    with ExitStack() as taken:      # however it ends, all is given back
+    try:
+        begin(s, given, processes)
+    except NotImplementedError as e:
+        raise Unusable(f"this needs a part of lrt.py that is not there: {e}") from e
+
+
+def begin(s, given, processes):
+    """A run, from its start or where it was, to its report. However it ends, all is given back."""
+    with ExitStack() as taken:
         taken.enter_context(joined(processes))
         s, given = found_run(s, given, processes)
-        run = resumed_run(s, given, taken, processes) if s.resume else new_run(s, taken, processes)
+        if s.resume:
+            run = resumed_run(s, given, taken, processes)
+        else:
+            run = new_run(s, taken, processes)
         announce(run)
         run.compute = processes.share(compiled(run))
         stop = taken.enter_context(Stop(processes.count > 1, processes.first))
