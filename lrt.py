@@ -1,27 +1,23 @@
 """Latent Recurrent Transformer (LRT, arXiv:2605.26797): a GPT that hands on what it has computed.
 
-A GPT computes a rich hidden state for every token, reads one next-token guess off it and drops it.
-LRT keeps it. What a position hands on, its hidden state, is called its *latent*; what it gets is
-its *memory* m: the latent of the position before it, 0 at the first one. The memory enters every
-layer twice: it is added to the residual stream, and it is projected into keys and values. All else
-is a plain GPT; with config.lrt = False the model below is just that.
-
-Decoding goes from token to token anyway, so the memory costs one more vector. Training in that loop
-is exact, too, but slow; in parallel it is approximated. Pass 0 computes all positions at once, with
-m = 0. Then, in each of K sweeps, S subsets of the positions (t, from 0, is in subset t mod S) are
-computed again in turn, each position with the newest latent of its left neighbour as its memory,
-and the newest keys and values of all before it. S = T, K = 1 is exactly the loop.
+A GPT computes a rich hidden state for every token, reads one guess off it and drops it. LRT keeps
+it. What a position hands on is its *latent*; what it gets is its *memory* m: the latent of the one
+before, 0 at the first. It is added to the stream in every layer, and projected into keys and
+values; all else is a plain GPT. Decoding, and exact training, go from token to token. In parallel,
+pass 0 computes all positions at once, with m = 0; then, in each of K sweeps, S subsets of them (t,
+from 0, is in subset t mod S) are computed again in turn, with the newest latents, keys and values.
+S and K are the *dial*; S = T, K = 1 is exact. Gradients: through all, or one last pass (hops).
 
     code               symbol         shape         meaning (B rows of T tokens)
     x0, x              x_0, x         (B, T, C)     normed embeddings; residual stream, C = n_embd
     h                  h_t            (B, T, C)     normed end of the stream, for the logits
-    latent             m_{t+1}        (B, T, C)     normed x after memory_layer; after the last: h
-    q, k, v            q, k, v        (B, H, T, D)  queries, keys, values: H heads, D = C / H
-    m_k, m_v           U_k m, U_v m   (B, H, T, D)  what the memory gives to keys and values
+    m, m_next          m_t, m_{t+1}   (B, T, C)     memory got; latent handed on: normed x after
+    cache.latent       m_{t+1}        (B, C)          memory_layer; that of the last token done
+    q, k, v; m_k, m_v  .., U_k m, ..  (B, H, T, D)  H heads, D = C / H; what m gives to k and v
     alpha, beta, gamma α_i, β_i, γ_i  (L,)          of x, x0, m at the entry of layer i = 1..L
 """
 from dataclasses import dataclass
-from functools import partial
+from numbers import Integral
 
 import torch
 import torch.nn as nn
@@ -30,6 +26,9 @@ import torch.nn.functional as F
 def need(ok, message):
     if not ok:
         raise ValueError(message)
+def need_whole(least, **numbers):
+    for name, n in numbers.items():
+        need(isinstance(n, Integral) and n >= least, f"{name}={n!r}: must be whole, from {least}")
 
 @dataclass
 class GPTConfig:
@@ -45,30 +44,28 @@ class GPTConfig:
     memory_proj: str = "shared"     # U_k, U_v: "shared" by all layers, or "layerwise"
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            n = getattr(self, name)
-            need(isinstance(n, int) and n > 0, f"{name}={n!r}: must be a whole number of 1 or more")
         C, H, L, layer = self.n_embd, self.n_head, self.n_layer, self.memory_layer
+        need_whole(1, block_size=self.block_size, vocab_size=self.vocab_size, n_layer=L, n_head=H)
+        need_whole(1, n_embd=C, memory_layer=abs(layer))
         need(C % (2 * H) == 0, f"n_embd={C}: must be a multiple of 2 * n_head = {2 * H}")
         need(0 <= self.dropout < 1, f"dropout={self.dropout}: must be at least 0 and less than 1")
-        need(1 <= abs(layer) <= L, f"memory_layer={layer}: must be 1 to {L}, or -1 (last) to -{L}")
+        need(abs(layer) <= L, f"memory_layer={layer}: must be 1 to {L}, or -1 (last) to -{L}")
         need(self.lrt in (0, 1), f"lrt={self.lrt!r}: must be 0 or 1")
         need(self.memory_proj in ("shared", "layerwise"), "memory_proj: 'shared' or 'layerwise'")
 
 def norm(x):
     """RMSNorm without parameters, x / sqrt(mean(x²)): F.rms_norm, faster on a CPU. 0 stays 0."""
-    return x * (x.size(-1) ** 0.5 / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-15))
+    least = torch.finfo(x.dtype).tiny ** 0.5                # so that 1 / least is finite, too
+    return x * (x.size(-1) ** 0.5 / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + least))
 
 def rotary(start, T, D, like):
-    """Rotary positions (arXiv:2104.09864): cos and sin, (T, D/2) each, of t / 10000^(2j/D) for
-    t = start .. start + T - 1 and j = 0 .. D/2 - 1, in the dtype and on the device of `like`."""
-    t = torch.arange(start, start + T, dtype=torch.float64)     # late positions need the digits
-    angle = t[:, None] * 10000 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-    return angle.cos().to(like), angle.sin().to(like)
-
+    """Rotary positions (arXiv:2104.09864): cos, sin of t / 10000^(2j/D), t >= start: (2, T, D/2)."""
+    exact = dict(dtype=torch.float64, device="cpu" if like.is_mps else like.device)
+    t = torch.arange(start, start + T, **exact)             # late positions need the digits
+    angle = t[:, None] * 10000 ** (-torch.arange(0, D, 2, **exact) / D)
+    return torch.stack([angle.cos(), angle.sin()]).to(like)
 def rotate(x, cos, sin):
-    """Turn each pair (a, b) = (x[j], x[j + D/2]) of a head by its angle. (..., T, D) -> same."""
-    a, b = x.chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)               # each pair (x[j], x[j + D/2]) is turned by its angle
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 def shift_right(latent, first=None):
@@ -78,44 +75,48 @@ def shift_right(latent, first=None):
 
 def cross_entropy(logits, targets):
     """Mean in nats over all targets but those of -1; 0 if none is left. (B, T, V), (B, T) -> ()."""
+    need(targets.shape == logits.shape[:2], f"targets {tuple(targets.shape)}: must be as idx")
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
     return nll / (targets != -1).sum().clamp(min=1)
 
 class Cache:
-    """All that later tokens need of earlier ones, and what is being computed of the newest T.
-    pos: how many tokens are done; latent (B, C): of the last of them (None without LRT); kv: of
-    each layer, keys and values (2, B, H, n, D): of up to W - 1 positions that are done, then of
-    the newest. x0, h, latents (B, T, C), rope: of the newest. sweeps, residual: see GPT.prefill."""
+    """All that later tokens need of earlier ones, and the *newest* T while they are computed: begin
+    says which they are; put, as often as you like, takes their keys and values; advance says that
+    they are done. pos: how many are done; latent: of the last (plain: None); kv: for each layer,
+    (2, B, H, n, D), of up to W - 1 done, then of the newest; x0, rope, h, m_next: of the newest.
+    at: a slice, some of the newest. sweeps, residual: see GPT.prefill."""
     def __init__(self, config, batch_size, like):
-        self.W, self.pos, self.sweeps, self.residual = config.block_size, 0, 0, 0.0
+        self.W, self.B, self.D = config.block_size, batch_size, config.n_embd // config.n_head
         self.latent = like.new_zeros(batch_size, config.n_embd) if config.lrt else None
-        self.kv = [None] * config.n_layer
+        self.pos, self.kv, self.sweeps, self.residual = 0, [None] * config.n_layer, 0, 0.0
 
-    def append(self, i, k, v):
-        """k, v (B, H, T, D) of the newest go to the end of layer i. Returns all there are."""
-        new, old = torch.stack([k, v]), self.kv[i]
-        self.kv[i] = new if old is None else torch.cat([old, new], dim=3)
-        return self.kv[i]
+    def begin(self, x0):            # (B, T, C) of those that are the newest from now on
+        self.x0, self.rope = x0, rotary(self.pos, x0.size(1), self.D, like=x0)
+        self.kept = min(self.pos, self.W - 1)               # so many of the done are in kv
+    def put(self, i, k, v, at):     # (B, H, T', D) of those at `at`, into layer i; returns all kv
+        old, new = self.kv[i], torch.stack([k, v])
+        if at.step > 1:
+            new = old.slice_scatter(new, dim=3, start=self.kept + at.start, step=at.step)
+        elif self.kept > 0:
+            new = torch.cat([old[..., :self.kept, :], new], dim=3)
+        self.kv[i] = new
+        return new
 
-    def replace(self, s, S, i, k, v):
-        """The same of every S-th of the newest, from s on, in the place of the old (in a copy)."""
-        start = self.kv[i].size(3) - self.x0.size(1) + s
-        self.kv[i] = self.kv[i].slice_scatter(torch.stack([k, v]), dim=3, start=start, step=S)
-        return self.kv[i]
-
-    def mask(self, s=0, S=1):
-        """Which of n keys every S-th of the newest may see, from s on: (T/S, n), True for its own
-        and the W - 1 before it. None for a single one, which sees all, and for causal order."""
-        T, n = self.x0.size(1), min(self.pos, self.W - 1) + self.x0.size(1)
-        if T == 1 or S == 1 and T == n <= self.W:
-            return None
-        return self.x0.new_ones(n, n, dtype=torch.bool).tril().triu(1 - self.W)[n - T + s::S]
+    def mask(self, at):
+        """For attention: which of n keys those at `at` see, (T', n): their own and W - 1 before."""
+        T = self.x0.size(1)
+        if T == 1 or at.step == 1 and self.kept == 0 and T <= self.W:   # all; all before: no mask
+            return dict(is_causal=bool(T > 1))
+        t = torch.arange(-self.kept, T, device=self.x0.device)          # 0: the first of the newest
+        back = t[self.kept:][at, None] - t                  # how far back each key is
+        return dict(attn_mask=(back >= 0) & (back < self.W))
 
     def advance(self):
         """The newest are done: pos, latent; of keys and values those stay that the next sees."""
         self.pos += self.x0.size(1)
-        self.latent = None if self.latent is None else self.latents[:, -1]
+        self.latent = None if self.latent is None else self.m_next[:, -1]
         self.kv = [kv[..., max(0, kv.size(3) - self.W + 1):, :] for kv in self.kv]
+        self.x0 = None                                      # nothing is being computed
 
 class Block(nn.Module):
     """A layer. config.lrt: with 2 H gates, 2 σ(W_g y), first H local, then H for the memory."""
@@ -126,15 +127,13 @@ class Block(nn.Module):
         self.w_1, self.w_2 = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
         self.w_g = nn.Linear(C, 2 * config.n_head, bias=False) if config.lrt else None
         self.dropout = nn.Dropout(config.dropout)
-
-    def heads(self, x):
-        """(B, T, C) -> (B, H, T, D): head 0 has the first D numbers, and so on."""
+    def split(self, x):             # (B, T, C) -> (B, H, T, D): head 0 has the first D numbers, ...
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
     def qkv(self, y, m_k=0, m_v=0):
         """Queries, keys, values, (B, H, T, D) each, of normed inputs y (B, T, C) and of what memory
         gives, m_k, m_v, same or 0: W_q y, g_local W_k y + g_mem m_k; v as k. Plain: no gates."""
-        q, k, v = self.heads(self.w_q(y)), self.heads(self.w_k(y)), self.heads(self.w_v(y))
+        q, k, v = self.split(self.w_q(y)), self.split(self.w_k(y)), self.split(self.w_v(y))
         if self.w_g is not None:                                                            # LRT
             gates = 2 * torch.sigmoid(self.w_g(y))          # (B, T, 2H): H local, then H memory
             g_local, g_mem = gates.transpose(1, 2)[..., None].chunk(2, dim=1)   # (B, H, T, 1)
@@ -142,12 +141,12 @@ class Block(nn.Module):
             v = g_local * v + g_mem * m_v
         return q, k, v
 
-    def forward(self, x, rope, mask, store, m_k=0, m_v=0):
-        """x (B, T, C) -> (B, T, C). m_k, m_v: see qkv; the others: see GPT.layers."""
+    def forward(self, x, i, cache, at, mask, m_k=0, m_v=0):
+        """As layer i, 0 .. L-1: x (B, T, C) of the cache's newest at `at` -> (B, T, C)."""
         q, k, v = self.qkv(norm(x), m_k, m_v)
-        q, k = norm(rotate(torch.stack([q, k]), *rope))     # both at once, which is faster
-        k, v = store(k, v)                                  # from here on, of all positions
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and q.size(2) > 1)
+        q, k = norm(rotate(torch.stack([q, k]), *cache.rope[:, at]))    # both at once: faster
+        k, v = cache.put(i, k, v, at)                       # from here on, of all positions
+        y = F.scaled_dot_product_attention(q, k, v, **mask)
         x = x + self.dropout(self.w_o(y.transpose(1, 2).flatten(2)))
         y = F.relu(self.w_1(norm(x)))
         return x + self.dropout(self.w_2(y * y))            # y.square() takes twice the time
@@ -163,8 +162,8 @@ class GPT(nn.Module):
         self.alpha, self.beta = nn.Parameter(torch.ones(L)), nn.Parameter(torch.full((L,), 0.1))
         if config.lrt:
             n = 1 if config.memory_proj == "shared" else L
-            self.u_k = nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(n))
-            self.u_v = nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(n))
+            self.u_k, self.u_v = (nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(n))
+                                  for _ in range(2))
             self.gamma = nn.Parameter(torch.full((L,), 0.1))
         nn.init.normal_(self.embed.weight)
         nn.init.normal_(self.head.weight, std=0.001)
@@ -174,109 +173,137 @@ class GPT(nn.Module):
             elif ".w_" in name or name.startswith("u_"):
                 nn.init.uniform_(p, -(3 / C) ** 0.5, (3 / C) ** 0.5)        # variance 1/C
 
-    def logits(self, h):
-        """15 tanh(W_head h / 15): (..., C) -> (..., V), in float32 or float64."""
+    def logits(self, h):            # 15 tanh(W_head h / 15): (..., C) -> (..., V), in float32, 64
         return 15 * torch.tanh(self.head(h).to(torch.promote_types(h.dtype, torch.float32)) / 15)
 
-    def layers(self, x0, rope, mask, store, m=None):
-        """The equations, for any positions: all, a subset, or one. x0 (B, T, C); rope: cos and sin;
-        mask: see Cache; store(i, k, v) takes keys and values of these positions in layer i, returns
-        all there are; m (B, T, C), None for 0. Returns h and the latent to hand on, (B, T, C)."""
-        x, m_k, m_v, outputs = x0, 0, 0, []
+    def layers(self, x0, m, cache, at):
+        """The equations, of the newest at `at`: x0, memory m or None (0) -> h, m_next; (B, T', C)."""
+        outputs, mask, m_k, m_v = [x0], cache.mask(at), 0, 0            # outputs[i]: of layer i
         for i, block in enumerate(self.blocks):
-            x = self.alpha[i] * x + self.beta[i] * x0 + (0 if m is None else self.gamma[i] * m)
-            if m is not None and i < len(self.u_k):         # shared: once, for all layers
-                m_k, m_v = block.heads(self.u_k[i](m)), block.heads(self.u_v[i](m))
-            x = block(x, rope, mask, partial(store, i), m_k, m_v)
-            outputs.append(x)
-        source, h = outputs[self.config.memory_layer - (self.config.memory_layer > 0)], norm(x)
-        return h, h if source is x else norm(source)
+            x = self.alpha[i] * outputs[i] + self.beta[i] * x0
+            if m is not None:                                                               # LRT
+                x = x + self.gamma[i] * m
+                if i == 0 or len(self.u_k) > 1:             # one pair is shared by all layers
+                    m_k, m_v = block.split(self.u_k[i](m)), block.split(self.u_v[i](m))
+            outputs.append(block(x, i, cache, at, mask, m_k, m_v))
+        h, source = norm(outputs[-1]), outputs[self.config.memory_layer]
+        return h, h if source is outputs[-1] else norm(source)
 
     # ---- Exact: one token after the other
     def init_cache(self, batch_size):       # for sequences of which there is nothing yet
         return Cache(self.config, batch_size, like=self.alpha)
 
     def extend(self, idx, cache, m=None):
-        """Compute new positions, all at once: the tokens idx (B, T) that come after those in the
-        cache, with memory m (B, T, C), None for 0. From now on they are the cache's newest."""
-        cache.x0, D = self.dropout(norm(self.embed(idx))), self.config.n_embd // self.config.n_head
-        cache.rope = rotary(cache.pos, idx.size(1), D, like=self.alpha)
-        cache.h, cache.latents = self.layers(cache.x0, cache.rope, cache.mask(), cache.append, m)
-
-    def recur(self, idx, cache):
-        """The recurrence: a token idx (B,), its memory the latent of the one before -> h (B, C)."""
-        self.extend(idx[:, None], cache, cache.latent[:, None] if self.config.lrt else None)
-        cache.advance()
-        return cache.h[:, 0]
+        """Compute new tokens idx (B, T), all at once, with memory m (B, T, C), None for 0."""
+        need(len(idx) == cache.B and idx.numel(), f"idx {(*idx.shape,)}: not ({cache.B}, 1 ...)")
+        cache.begin(self.dropout(norm(self.embed(idx))))
+        cache.h, cache.m_next = self.layers(cache.x0, m, cache, at=slice(0, None, 1))
 
     def step(self, idx, cache):
-        """Decode a token: idx (B,) -> logits (B, V) for the next one. Advances the cache. Exact,
-        and differentiable: call it under torch.inference_mode() where you need no gradients."""
-        return self.logits(self.recur(idx, cache))
+        """The recurrence: a token idx (B,) -> logits (B, V) for the next one. Differentiable."""
+        self.extend(idx[:, None], cache, cache.latent[:, None] if self.config.lrt else None)
+        cache.advance()
+        return self.logits(cache.h[:, 0])
 
     def forward_sequential(self, idx, targets=None):
-        """The definition: the recurrence in a loop. idx, targets (B, T) -> logits (B, T, V), and
-        mean cross-entropy in nats per token or None. T may be more than block_size."""
+        """The definition: a loop. As forward, but T may be more than block_size."""
+        need_whole(1, T=idx.size(1))
         cache = self.init_cache(idx.size(0))
-        logits = self.logits(torch.stack([self.recur(t, cache) for t in idx.unbind(1)], dim=1))
+        logits = torch.stack([self.step(token, cache) for token in idx.unbind(1)], dim=1)
         return logits, None if targets is None else cross_entropy(logits, targets)
 
     # ---- In parallel: pass 0, then sweeps over subsets
     def refine(self, cache, s, S):
         """A subset pass: compute every S-th of the newest, from s on, once more; memory: the newest
         latents, of the first cache.latent. What comes out takes the place of the old, in copies."""
-        m = shift_right(cache.latents, cache.latent)[:, s::S]
-        rope, store = [x[s::S] for x in cache.rope], partial(cache.replace, s, S)
-        h, latents = self.layers(cache.x0[:, s::S], rope, cache.mask(s, S), store, m)
+        at = slice(s, None, S)
+        m = shift_right(cache.m_next, cache.latent)[:, at]
+        h, m_next = self.layers(cache.x0[:, at], m, cache, at)
         cache.h = cache.h.slice_scatter(h, dim=1, start=s, step=S)
-        cache.latents = cache.latents.slice_scatter(latents, dim=1, start=s, step=S)
+        cache.m_next = cache.m_next.slice_scatter(m_next, dim=1, start=s, step=S)
+    def sweep(self, cache, S):      # all subsets in turn: each of the newest once more
+        for s in range(min(S, cache.x0.size(1))):
+            self.refine(cache, s, S)
 
-    def forward(self, idx, targets=None, subsets=None, sweeps=1, loss_weights=None):
-        """idx, targets (B, T), -1 where there is none -> logits (B, T, V), loss in nats or None.
-        Exact without subsets; a plain GPT is pass 0 alone, whatever the dial says. With S subsets
-        (S > T means T): logits are those after K sweeps; the loss is the sum of K + 1 loss_weights
-        times the mean cross-entropies after pass 0 and after each sweep, by default 1 / (1 + S K)
-        for pass 0, S times that for a sweep: all passes count alike. The first max(K + 1, S K)
-        positions are exact. Raises ValueError for what is impossible."""
-        T, W = idx.size(1), self.config.block_size
-        S, K, weights = (subsets, sweeps, loss_weights) if self.config.lrt else (1, 0, None)
+    def forward(self, idx, targets=None, subsets=None, sweeps=1, loss_weights=None, hops=None):
+        """idx, targets (B, T), -1: none -> logits (B, T, V), mean loss in nats or None. WITHOUT
+        subsets it is exact, and slow: the loop. A plain GPT is pass 0, whatever the dial says. With
+        S subsets (S > T means T), logits are those after K sweeps, exact in the first max(K + 1,
+        S K) positions; the loss is the mean over pass 0 and all subset passes, or the sum of K + 1
+        loss_weights times those after pass 0 and after each sweep. hops: see forward_hops."""
+        T, W, S, K, weights = idx.size(1), self.config.block_size, subsets, sweeps, loss_weights
         need(1 <= T <= W, f"{T} positions: must be 1 to block_size = {W}")
-        if S is None:
-            return self.forward_sequential(idx, targets)
-        need(S >= 1 and K >= 0, f"subsets={S}, sweeps={K}: must be at least 1 and at least 0")
-        S = min(S, T)
+        need_whole(1, subsets=1 if S is None else S)
+        need_whole(0, sweeps=K, hops=0 if hops is None else hops)
+        need(S or K == 1 and weights is None, "sweeps and loss_weights go with subsets")
+        need(hops is None or weights is None, "loss_weights: with hops, one pass alone has a loss")
+        S = min(S or 1, T)
         weights = [n / (1 + S * K) for n in [1] + [S] * K] if weights is None else weights
         need(len(weights) == K + 1 and any(weights), f"loss_weights: {K + 1} numbers, not all 0")
+        if not self.config.lrt:
+            K, weights = 0, [1]
+        elif hops is not None:
+            return self.forward_hops(idx, targets, subsets, sweeps, hops)
+        elif subsets is None:
+            return self.forward_sequential(idx, targets)
         cache = self.init_cache(idx.size(0))
         self.extend(idx, cache)
         hidden = [cache.h]                                  # after pass 0, and after each sweep
         for _ in range(K):
-            for s in range(S):
-                self.refine(cache, s, S)
+            self.sweep(cache, S)
             hidden.append(cache.h)
         if targets is None:
             return self.logits(cache.h), None
         logits = [self.logits(h) for h in hidden]
         return logits[-1], sum(w * cross_entropy(z, targets) for w, z in zip(weights, logits) if w)
 
-    @torch.inference_mode()
+    # ---- Exact in parallel: passes find the memory, one more pass has the gradient
+    def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
+        """As forward, with the gradient of a solution, not of the way to it (as deep equilibrium
+        models, arXiv:1909.01377). Passes, or the loop, find the latents z = m_next(shift_right(z)).
+        One more pass with z has logits, loss, graph. What is said of z, g = ∂loss/∂z, is said of
+        m_next, which it was, so of the z before: J = ∂m_next/∂z. The latents have the gradient
+            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms; T - 1 are all; none: z is constant
+        Exact are the first max(K + 1, S K) + 1 positions; without subsets, all."""
+        cache, z = self.init_cache(idx.size(0)), []
+        with torch.no_grad():
+            for token in idx.unbind(1) if subsets is None else ():
+                self.step(token, cache)
+                z.append(cache.latent)
+            if subsets is not None:
+                self.extend(idx, cache)
+                for _ in range(sweeps):
+                    self.sweep(cache, subsets)
+        z = cache.m_next if subsets else torch.stack(z, dim=1)
+        cache = self.init_cache(idx.size(0))
+        self.extend(idx, cache, shift_right(z.requires_grad_(torch.is_grad_enabled())))
+        logits = self.logits(cache.h)
+        loss = None if targets is None else cross_entropy(logits, targets)
+        if loss is None or not loss.requires_grad:
+            return logits, loss
+        said, credit = loss, torch.zeros_like(z)            # credit: λ
+        for _ in range(hops):
+            g, = torch.autograd.grad(said, z, retain_graph=True)
+            said, credit = (g * cache.m_next).sum(), credit + g
+        return logits, loss + (credit * (cache.m_next - cache.m_next.detach())).sum()   # adds 0
+
+    @torch.no_grad()
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep changes nothing
-        that it writes (h, latents, keys, values) by more than tol; all is exact after ⌈T/S⌉.
-        cache.sweeps: the most that a piece took (plain: 0); cache.residual: the largest change in a
-        piece's last sweep, 0 in number ⌈T/S⌉. Raises ValueError for S < 1 or T < 1."""
-        need(subsets > 0 and idx.size(1) > 0, f"subsets={subsets}, or no token: at least 1 each")
+        that it writes by more than tol, or rounding; after ⌈T/S⌉ it is exact. cache.sweeps: most
+        of a piece (plain: 0); cache.residual: the most change in the last one, 0 in ⌈T/S⌉."""
+        need_whole(1, subsets=subsets, T=idx.size(1))
+        need(not (self.training and self.config.dropout), "dropout is on: call model.eval() first")
+        tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(max(self.config.block_size, 512), dim=1):
             self.extend(piece, cache)
-            S, n, change = min(subsets, piece.size(1)), 0, 0.0
-            enough = -(-piece.size(1) // S) if self.config.lrt else 0
+            n, change, enough = 0, 0.0, -(-piece.size(1) // subsets) if self.config.lrt else 0
             for n in range(1, enough + 1):
-                old = [cache.h, cache.latents, *cache.kv]
-                for s in range(S):
-                    self.refine(cache, s, S)
-                new = zip(old, [cache.h, cache.latents, *cache.kv])
+                old = [cache.h, cache.m_next, *cache.kv]
+                self.sweep(cache, subsets)
+                new = zip(old, [cache.h, cache.m_next, *cache.kv])
                 change = max((b - a).abs().max().item() for a, b in new) if n < enough else 0.0
                 if change <= tol:
                     break
@@ -284,17 +311,20 @@ class GPT(nn.Module):
             cache.advance()
         return self.logits(cache.h[:, -1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1, top_k=None, generator=None, cache=None):
         """Sample after the prompt idx (B, T): yields tokens (B,), max_new_tokens times; temperature
-        0: the likeliest. A cache holds what came before, in the end all but the last token."""
+        0 (< 1e-6): the likeliest. A cache holds what came before, in the end all but the last."""
+        need_whole(1, top_k=1 if top_k is None else top_k)
+        need(temperature >= 0, f"temperature={temperature}: must be 0 or more")
         cache = cache or self.init_cache(idx.size(0))
+        logits = self.prefill(idx, cache)
         for n in range(max_new_tokens):
-            logits = self.step(token, cache) if n else self.prefill(idx, cache)
+            logits = self.step(token, cache) if n else logits
             if top_k is not None:
                 least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
                 logits = logits.masked_fill(logits < least, -float("inf"))
             token = logits.argmax(-1)
-            if temperature > 0:
+            if temperature >= 1e-6:
                 token = (logits / temperature).softmax(-1).multinomial(1, generator=generator)[:, 0]
             yield token

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prepare_data
 import sample
 from lrt import GPT, GPTConfig
-from support.checkpoint import find_device, load_checkpoint
+from support.checkpoint import find_checkpoint, find_device, find_dtype, load_checkpoint
 from support.optimizer import make_optimizers
 from support.options import MAX_SEED, option, parse, value_of
 from support.processes import device_name, joined, keep_gradients, who_am_i
@@ -361,7 +361,7 @@ class Run:
     def __init__(self, s, folder, processes):
         self.s, self.folder, self.processes = s, folder, processes
         self.device = find_device(device_name(processes, s.device))
-        self.dtype = find_dtype(s.dtype, self.device)
+        self.dtype = find_dtype(self.device, s.dtype)
         self.meta, self.codec, self.data = prepare_data.load(s.dataset)
         T = row_length(s, self.meta, self.data)
         self.config = model_config(s, self.codec.vocab_size)
@@ -391,15 +391,6 @@ class Run:
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-
-
-def find_dtype(name, device):
-    """Of matrix products: as asked for, or bfloat16 on a GPU that has it."""
-    if name:
-        return name
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    return "float32"
 
 
 def tokens_of(run, step):
@@ -518,9 +509,7 @@ def found_run(s, given, processes):
 
 def resumed_run(s, given, taken, processes):
     """A Run as its last.pt left it, with the settings that it was started with; see new_run()."""
-    path = Path(s.resume)
-    if not path.is_file():
-        path = path / "last.pt"
+    path = find_checkpoint(s.resume, ["last.pt"])
     folder = taken.enter_context(RunFolder(path.parent))
     if processes.first and path.is_file():
         folder.claim()

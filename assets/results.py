@@ -67,7 +67,9 @@ def run(flags, seed):
             prepare_variant(variant[1])
     folder = Path("runs", re.sub(r"[^\w.=]+", "_", f"{flags} {seed}"))
     script, *options = flags.split() if flags.startswith("assets/") else ["train.py", *flags.split()]
-    done = subprocess.run([sys.executable, script, "--eval_interval=100000", *options, f"--seed={seed}",
+    if "--eval_interval" not in flags:
+        options.append("--eval_interval=100000")        # at the end alone
+    done = subprocess.run([sys.executable, script, *options, f"--seed={seed}",
                            f"--out_dir={folder}", "--overwrite=1"],
                           stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:

@@ -1,5 +1,6 @@
-"""Checkpoints and devices."""
-import os, zipfile
+"""Checkpoints, and the device that a model is put on."""
+import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -8,36 +9,126 @@ from lrt import GPT, GPTConfig
 from support.script import Unusable
 from support.tokens import Codec
 
+WRAPPERS = ("_orig_mod.", "module.")        # torch.compile and DistributedDataParallel begin names so
+
+
+# ---- Devices
+
 def find_device(name=""):
-    """The device of that name, or the best one here (cuda, mps, ..., cpu). ValueError if there is none."""
-    name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    """The device of that name, or the best one here (cuda, mps, ..., cpu). Raises Unusable if it
+    cannot be used."""
+    if not name:
+        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.zeros(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise Unusable(f"--device={name} cannot be used here: {str(e).splitlines()[0]}") from e
+    except Exception as e:                  # each kind of device has its own
+        reason = first_line(e)
+        raise Unusable(f"--device={name} cannot be used here: {reason}; --device=cpu can") from e
+
+
+def find_dtype(device, wanted=""):
+    """"bfloat16" or "float32", what products are computed in: as wanted, or else bfloat16 where a
+    device computes in it. An older GPU emulates it, which is slower than float32."""
+    if wanted:
+        return wanted
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"
+
+
+# ---- Checkpoints
+
+def find_checkpoint(path, names=("best.pt", "last.pt")):
+    """The checkpoint that a path means, by what is there and not by its name: the path itself if it
+    is a file; else the first of these names that is in it as a folder. If there is none, the last
+    of the names: where it would be."""
+    path = Path(os.path.expanduser(path))
+    if os.path.isfile(path):
+        return path
+    for name in names:
+        if os.path.isfile(path / name):
+            return path / name
+    return path / names[-1]
+
 
 def load_checkpoint(path, device="cpu"):
-    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or last.pt.
-    Runs no code from it; a zip archive has checksums. Raises FileNotFoundError, or ValueError if unusable."""
-    path = Path(os.path.expanduser(path))
-    if path.suffix != ".pt":
-        path = path / ("best.pt" if os.path.isfile(path / "best.pt") else "last.pt")
+    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or
+    else its last.pt. The model is on the device, in float32; the checkpoint's values are on the CPU.
+    Runs no code from the file. Raises FileNotFoundError if there is none, Unusable if it is damaged,
+    not of this project, or has weights that are not finite."""
+    file = find_checkpoint(path)
     try:
-        with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"checksum of {damaged}")
-        last = torch.load(path, map_location=device, weights_only=True)
-        weights = {n.replace("module.", "").replace("_orig_mod.", ""): w for n, w in last["model"].items()}
-        config, codec = GPTConfig(**last["config"]), Codec(last["meta"]["codec"])
-        sizes = *weights["embed.weight"].shape, len(weights["alpha"])
-        if (config.vocab_size, config.n_embd, config.n_layer) != sizes:     # before so much memory is taken
-            raise ValueError("the weights are not those of its config")
-        model = GPT(config)
-        model.load_state_dict(weights)
-        return model.to(device).eval(), codec, {**last, "model": weights}
+        checkpoint = read_checkpoint(file)
+        codec = Codec(checkpoint["meta"]["codec"])
+        weights = plain_weights(checkpoint["model"])
+        refuse_infinite(weights, file)
+        model = build(checkpoint["config"], weights)
+    except Unusable:
+        raise
     except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint {path}; train.py writes one into its --out_dir") from None
-    except Exception as e:      # a damaged or hostile file can raise anything at all
-        what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]:.150}"
-        raise Unusable(f"{path} is not a checkpoint of this project, or cannot be read ({what})") from e
+        if not os.path.exists(os.path.expanduser(path)):
+            file = path
+        raise FileNotFoundError(f"no checkpoint {file}; train.py writes one into its --out_dir") from None
+    except Exception as e:                  # a damaged or hostile file can raise anything at all
+        what = f"{type(e).__name__}: {first_line(e):.150}"
+        raise Unusable(f"{file} is not a checkpoint of this project, or cannot be read ({what})") from e
+    return model.to(device).eval(), codec, {**checkpoint, "model": weights}
+
+
+def first_line(error):
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def read_checkpoint(file):
+    """What a checkpoint holds, on the CPU wherever it was made. It is a zip archive with checksums,
+    of entries that are not compressed, or a small file could hold more than there is memory."""
+    with open(file, "rb") as f, zipfile.ZipFile(f) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+        damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"checksum of {damaged}")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def plain_weights(weights):
+    """{name: tensor in float32}, named as in a model that is not wrapped."""
+    plain = {}
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise ValueError(f"{name} is {weight.dtype}")
+        plain[plain_name(name)] = weight.float()
+    if len(plain) < len(weights):
+        raise ValueError("two weights of one name")
+    return plain
+
+
+def plain_name(name):
+    """The name of a parameter without what wrappers put before it, once or several times."""
+    for wrapper in WRAPPERS:
+        if name.startswith(wrapper):
+            return plain_name(name.removeprefix(wrapper))
+    return name
+
+
+def refuse_infinite(weights, file):
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise Unusable(f"{file} has weights that are not finite, in {name}: its training went "
+                           "wrong; train anew with a smaller --learning_rate")
+
+
+def build(config, weights):
+    """A model of this config (a dict) with these weights. The sizes are compared before a model of
+    any size is made."""
+    config = GPTConfig(**config)
+    vocab_size, n_embd = weights["embed.weight"].shape
+    n_layer = len(weights["alpha"])
+    if (config.vocab_size, config.n_embd, config.n_layer) != (vocab_size, n_embd, n_layer):
+        raise ValueError("the weights are not those of its config")
+    model = GPT(config)
+    model.load_state_dict(weights)
+    return model

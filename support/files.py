@@ -45,11 +45,7 @@ def own(folder, what, wait=False):
     except BaseException:       # Ctrl-C while it waits
         file.close()
         raise
-    HELD.append(file)
     return Lock(file)
-
-
-HELD = []       # until train.py holds its own
 
 
 def wait_for(file, folder, what, wait):

@@ -2,14 +2,11 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-
-from support import files
 
 HERE = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -28,25 +25,33 @@ class Server:
         return io.BytesIO(self.data)
 
 
-SMALL_TASK = "--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 --eval_interval=20 --device=cpu --lrt=1".split()
+SMALL_TASK = ("--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 --eval_interval=20 "
+              "--device=cpu --lrt=1").split()
 
 
-SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 --max_iters=6 --eval_interval=3 "
-         "--log_interval=2 --device=cpu").split()
+SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 --max_iters=6 "
+         "--eval_interval=3 --log_interval=2 --device=cpu").split()
+
+
+def once(args):
+    """A command line in which flags of SMALL or SMALL_TASK are overridden by later ones: a script
+    takes each of them once."""
+    overridden = {flag.split("=")[0] for flag in SMALL + SMALL_TASK}
+    kept = []
+    for n, arg in enumerate(args):
+        name = str(arg).split("=")[0]
+        later = [str(other).split("=")[0] for other in args[n + 1:]]
+        if not (name in overridden and name in later):
+            kept.append(arg)
+    return kept
 
 
 def run(module, *args):
-    """A script's main() in this process; its exit status."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    """A script's main() in this process; its exit status. It gives back what it took."""
     try:
-        module.main(list(args))
+        module.main(once(args))
     except SystemExit as e:
         return e.code
-    finally:                                    # as when a process ends
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
-        while files.HELD:
-            files.HELD.pop().close()
     return 0
 
 
@@ -77,7 +82,7 @@ def ends_in_one_line(module, args, capsys):
 
 def torchrun(*args):
     """Two processes; a hang is an error."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *args],
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *once(args)],
                           capture_output=True, text=True, encoding="utf-8", timeout=120,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
                                "PYTHONPATH": str(HERE)})
