@@ -26,6 +26,12 @@ class Settings:
 
 @script
 def main(argv):
+    print_samples(argv)
+
+
+def print_samples(argv):
+    """What main() does, for who goes on afterwards: it does not exit but raises Unusable or
+    FileNotFoundError, and BrokenPipeError when nobody reads any more."""
     s, given = parse(Settings, __doc__, argv)
     device = find_device(s.device)
     model, codec, _ = load_checkpoint(s.out_dir, device)

@@ -746,7 +746,7 @@ def report(run, stop):
     if s.device:
         flags.append(f"--device={s.device}")
     say("\n$ " + command("python", "sample.py", *flags))
-    attempt("a sample", lambda: sample.main(flags))
+    attempt("a sample", lambda: sample.print_samples(flags))
 
 
 def evaluate_without_latent(run, model, stop):

@@ -27,11 +27,11 @@ def find_device(name=""):
         raise Unusable(f"--device={name} cannot be used here: {reason}; --device=cpu can") from e
 
 
-def find_dtype(device, wanted=""):
-    """"bfloat16" or "float32", what products are computed in: as wanted, or else bfloat16 where a
-    device computes in it. An older GPU emulates it, which is slower than float32."""
-    if wanted:
-        return wanted
+def find_dtype(name, device):
+    """What products are computed in, "float32" or "bfloat16": that of the name, or bfloat16 where a
+    GPU computes in it. An older one emulates it, which is slower than float32."""
+    if name:
+        return name
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bfloat16"
     return "float32"

@@ -218,6 +218,6 @@ def test_bfloat16_where_a_device_computes_in_it(monkeypatch, device, computes, e
         return computes or (emulates and including_emulation)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     device = types.SimpleNamespace(type=device)
-    assert checkpoint.find_dtype(device) == dtype
-    assert checkpoint.find_dtype(device, "bfloat16") == "bfloat16"
-    assert checkpoint.find_dtype(device, "float32") == "float32"
+    assert checkpoint.find_dtype("", device) == dtype
+    assert checkpoint.find_dtype("bfloat16", device) == "bfloat16"
+    assert checkpoint.find_dtype("float32", device) == "float32"

@@ -207,6 +207,17 @@ def test_streams_that_are_closed_from_the_start(here, closing):
     assert done.returncode == 0 and Path("finished").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell's way to close a stream")
+@pytest.mark.parametrize("closing", [">&-", ">&- 2>&-", "| true"])
+def test_training_needs_no_output(trained, closing):
+    """It goes on to its end and writes all files; its last sample is of no use to anybody."""
+    words = [sys.executable, str(HERE / "train.py"), *SMALL]
+    line = f"({shlex.join(words)}; echo $? > status) {closing}"
+    subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert Path("status").read_text() == "0\n"
+    assert {"last.pt", "best.pt", "log.jsonl"} <= {path.name for path in Path("out").iterdir()}
+
+
 # ---- Characters
 
 SPEAKS = """
