@@ -370,7 +370,7 @@ class Run:
     def __init__(self, s, folder, processes):
         self.s, self.folder, self.processes = s, folder, processes
         self.device = find_device(device_name(processes, s.device))
-        self.dtype = find_dtype(self.device, s.dtype)
+        self.dtype = find_dtype(s.dtype, self.device)
         self.meta, self.codec, self.data = prepare_data.load(s.dataset)
         T = row_length(s, self.meta, self.data)
         self.config = model_config(s, self.codec.vocab_size)

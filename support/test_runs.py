@@ -328,7 +328,7 @@ def test_run_whose_best_is_gone_goes_on_without(mine, capsys, monkeypatch, finis
     if content:
         Path("out/best.pt").write_bytes(content)
     capsys.readouterr()
-    monkeypatch.setattr(train.sample, "main", lambda flags: None)
+    monkeypatch.setattr(train.sample, "print_samples", lambda flags: None)
     assert run(train, "--resume=out") == 0
     out, err = capsys.readouterr()
     assert "no best.pt of this run" in err
@@ -338,7 +338,7 @@ def test_run_whose_best_is_gone_goes_on_without(mine, capsys, monkeypatch, finis
 def test_best_that_goes_meanwhile_is_done_without(mine, capsys, monkeypatch):
     at_step(monkeypatch, 5, lambda: os.remove("out/best.pt"))
     monkeypatch.setattr(train, "badness", lambda row: row["iter"])      # the first one is the best
-    monkeypatch.setattr(train.sample, "main", lambda flags: None)
+    monkeypatch.setattr(train.sample, "print_samples", lambda flags: None)
     assert run(train, *SMALL, "--lrt=1") == 0
     assert "left out: best.pt" in capsys.readouterr().out
 
