@@ -690,6 +690,8 @@ def test_ex7_exact_unless_an_approximation_is_asked_for(name):
     for a, b, what in zip(model(idx, targets), exact, ("logits", "loss")):
         close(a, b, f"{what} of model(idx, targets) without subsets")
     close(model(idx)[0], exact[0], "logits of model(idx)", THERE)
+    mine = model(idx, targets, sweeps=3)[1]
+    close(mine, exact[1], "loss without subsets, whatever sweeps is")
 
 @exercise(7, slow=True)
 @every_config
@@ -852,7 +854,7 @@ def test_ex7_impossible_dials_are_refused(has_lrt):
                  dict(subsets=2, sweeps=1.5), dict(subsets=2, loss_weights=(1,)),
                  dict(subsets=2, loss_weights=(0, 0)), dict(subsets=2, loss_weights=(1, 1, 1)),
                  dict(subsets=2, sweeps=2, loss_weights=(1, 1)), dict(loss_weights=(1, 1)),
-                 dict(sweeps=3), dict(hops=-1, subsets=2), dict(hops=1.5),
+                 dict(hops=-1, subsets=2), dict(hops=1.5),
                  dict(hops=1, subsets=2, loss_weights=(0, 1))):
         refuses(lambda: model(idx, idx, **dial), f"{dial}, {'LRT' if has_lrt else 'a plain GPT'}")
     for dial in (dict(), dict(subsets=1), dict(subsets=2)):

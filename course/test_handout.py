@@ -154,7 +154,8 @@ def test_handout_gives_no_solution_away(given):
     text, removed = blanked(TABLE)
     assert text.count("raise NotImplementedError") == len(TABLE)
     secrets = {line.split("  #")[0].strip() for line in removed if len(line.strip()) > 16}
-    secrets = {line for line in secrets if line not in text}        # it is given elsewhere, too
+    secrets = {line for line in secrets if line not in text}        # given elsewhere, too
+    secrets.discard("with torch.no_grad():")                        # no secret
     assert len(secrets) > 50
     assert sorted(path.name for path in given.iterdir()) == sorted(
         "lrt.py test_lrt.py README.md train.py sample.py prepare_data.py support assets "
@@ -224,7 +225,7 @@ def test_tests_of_an_exercise_need_nothing_later(monkeypatch, n):
         if name not in seen:
             test()
             seen.add(name)
-    assert len(seen) > 3
+    assert len(seen) > 2
 
 
 def test_lrt_call(n):
@@ -279,5 +280,5 @@ def test_commands_of_a_stage_end_in_order(tmp_path, monkeypatch, capsys, stage):
         status = run(programs[program], *shortened([program, *args])[1:])
         said = capsys.readouterr()
         assert status == 0 and "Traceback" not in said.err, (program, args, said)
-        if program == "train.py" and stage < 3:
-            assert "left out: not written yet" in said.out + said.err, (args, said)
+        if program == "train.py" and stage == 1:
+            assert "not written yet" in said.out + said.err, (args, said)
