@@ -135,7 +135,7 @@ def full_disk(after):
 
 @pytest.mark.parametrize("after", [0, 1000])
 def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
-    """Neither of files that are written one by one nor together; torch's own words are not shown."""
+    """Written one by one, or together, or as a row; torch's own words are not shown."""
     before = all_files()
     monkeypatch.setattr(files, "open", full_disk(after), raising=False)
     for path in ("run/last.pt", "run/new.pt"):
@@ -201,7 +201,8 @@ def test_a_link_stays_a_link(here, there):
     files.write_together({"chain.pt": text("2")})
     assert Path("last.pt").is_symlink() and Path("chain.pt").is_symlink()
     assert Path("disk/real.pt").read_text() == "2"
-    assert os.listdir("disk") == ["real.pt"] and names() == ["chain.pt", "disk", "last.pt", "text.txt"]
+    assert os.listdir("disk") == ["real.pt"]
+    assert names() == ["chain.pt", "disk", "last.pt", "text.txt"]
 
 
 def test_what_is_no_file_is_not_replaced(here):
