@@ -44,12 +44,12 @@ class GPTConfig:
     memory_proj: str = "shared"     # U_k, U_v: "shared" by all layers, or "layerwise"
 
     def __post_init__(self):
-        C, H, L, layer = self.n_embd, self.n_head, self.n_layer, self.memory_layer
-        need_whole(1, block_size=self.block_size, vocab_size=self.vocab_size, n_layer=L, n_head=H)
-        need_whole(1, n_embd=C, memory_layer=abs(layer))
+        W, V, L, H, C = self.block_size, self.vocab_size, self.n_layer, self.n_head, self.n_embd
+        need_whole(1, block_size=W, vocab_size=V, n_layer=L, n_head=H, n_embd=C)
+        need_whole(-L, memory_layer=self.memory_layer)
         need(C % (2 * H) == 0, f"n_embd={C}: must be a multiple of 2 * n_head = {2 * H}")
         need(0 <= self.dropout < 1, f"dropout={self.dropout}: must be at least 0 and less than 1")
-        need(abs(layer) <= L, f"memory_layer={layer}: must be 1 to {L}, or -1 (last) to -{L}")
+        need(1 <= abs(self.memory_layer) <= L, f"memory_layer: 1 to {L}, or -1 (last) to -{L}")
         need(self.lrt in (0, 1), f"lrt={self.lrt!r}: must be 0 or 1")
         need(self.memory_proj in ("shared", "layerwise"), "memory_proj: 'shared' or 'layerwise'")
 
@@ -59,7 +59,7 @@ def norm(x):
     return x * (x.size(-1) ** 0.5 / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + least))
 
 def rotary(start, T, D, like):
-    """Rotary positions (arXiv:2104.09864): cos, sin of t / 10000^(2j/D), t >= start: (2, T, D/2)."""
+    """Rotary positions, arXiv:2104.09864: cos, sin of t / 10000^(2j/D), t >= start: (2, T, D/2)"""
     exact = dict(dtype=torch.float64, device="cpu" if like.is_mps else like.device)
     t = torch.arange(start, start + T, **exact)             # late positions need the digits
     angle = t[:, None] * 10000 ** (-torch.arange(0, D, 2, **exact) / D)
@@ -81,10 +81,9 @@ def cross_entropy(logits, targets):
 
 class Cache:
     """All that later tokens need of earlier ones, and the *newest* T while they are computed: begin
-    says which they are; put, as often as you like, takes their keys and values; advance says that
-    they are done. pos: how many are done; latent: of the last (plain: None); kv: for each layer,
-    (2, B, H, n, D), of up to W - 1 done, then of the newest; x0, rope, h, m_next: of the newest.
-    at: a slice, some of the newest. sweeps, residual: see GPT.prefill."""
+    says which; put, as often as you like, takes their keys and values; advance: they are done. pos:
+    how many are done; latent: of the last (plain: None); kv: for each layer, (2, B, H, n, D), of up
+    to W - 1 done, then newest; x0, rope, h, m_next: of the newest. at: a slice, some of those."""
     def __init__(self, config, batch_size, like):
         self.W, self.B, self.D = config.block_size, batch_size, config.n_embd // config.n_head
         self.latent = like.new_zeros(batch_size, config.n_embd) if config.lrt else None
@@ -177,7 +176,7 @@ class GPT(nn.Module):
         return 15 * torch.tanh(self.head(h).to(torch.promote_types(h.dtype, torch.float32)) / 15)
 
     def layers(self, x0, m, cache, at):
-        """The equations, of the newest at `at`: x0, memory m or None (0) -> h, m_next; (B, T', C)."""
+        """The equations, of the newest at `at`: x0, memory m or None: 0 -> h, m_next; (B, T', C)"""
         outputs, mask, m_k, m_v = [x0], cache.mask(at), 0, 0            # outputs[i]: of layer i
         for i, block in enumerate(self.blocks):
             x = self.alpha[i] * outputs[i] + self.beta[i] * x0
@@ -195,7 +194,7 @@ class GPT(nn.Module):
 
     def extend(self, idx, cache, m=None):
         """Compute new tokens idx (B, T), all at once, with memory m (B, T, C), None for 0."""
-        need(len(idx) == cache.B and idx.numel(), f"idx {(*idx.shape,)}: not ({cache.B}, 1 ...)")
+        need(len(idx) == cache.B and idx.numel(), f"{(*idx.shape,)} tokens: not {cache.B} rows")
         cache.begin(self.dropout(norm(self.embed(idx))))
         cache.h, cache.m_next = self.layers(cache.x0, m, cache, at=slice(0, None, 1))
 
@@ -235,8 +234,7 @@ class GPT(nn.Module):
         need(1 <= T <= W, f"{T} positions: must be 1 to block_size = {W}")
         need_whole(1, subsets=1 if S is None else S)
         need_whole(0, sweeps=K, hops=0 if hops is None else hops)
-        need(S or K == 1 and weights is None, "sweeps and loss_weights go with subsets")
-        need(hops is None or weights is None, "loss_weights: with hops, one pass alone has a loss")
+        need(weights is None or S and hops is None, "loss_weights: with subsets and without hops")
         S = min(S or 1, T)
         weights = [n / (1 + S * K) for n in [1] + [S] * K] if weights is None else weights
         need(len(weights) == K + 1 and any(weights), f"loss_weights: {K + 1} numbers, not all 0")
@@ -261,20 +259,22 @@ class GPT(nn.Module):
     def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
         """As forward, with the gradient of a solution, not of the way to it (as deep equilibrium
         models, arXiv:1909.01377). Passes, or the loop, find the latents z = m_next(shift_right(z)).
-        One more pass with z has logits, loss, graph. What is said of z, g = ∂loss/∂z, is said of
-        m_next, which it was, so of the z before: J = ∂m_next/∂z. The latents have the gradient
-            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms; T - 1 are all; none: z is constant
-        Exact are the first max(K + 1, S K) + 1 positions; without subsets, all."""
+        One pass with z has logits, loss, graph. What is said of z, g = ∂loss/∂z, is said of what
+        it was, m_next, and so of the z before. With J = ∂m_next/∂z, the latents' gradient is
+            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, T - 1: all. Exact: 1 position more."""
         cache, z = self.init_cache(idx.size(0)), []
         with torch.no_grad():
-            for token in idx.unbind(1) if subsets is None else ():
-                self.step(token, cache)
-                z.append(cache.latent)
-            if subsets is not None:
+            if subsets is None:
+                for token in idx.unbind(1):
+                    self.step(token, cache)
+                    z.append(cache.latent)
+                z = torch.stack(z, dim=1)
+            else:
                 self.extend(idx, cache)
                 for _ in range(sweeps):
                     self.sweep(cache, subsets)
-        z = cache.m_next if subsets else torch.stack(z, dim=1)
+                z = cache.m_next
+        torch.clear_autocast_cache()        # torch 2.9 keeps the weights of no_grad in it
         cache = self.init_cache(idx.size(0))
         self.extend(idx, cache, shift_right(z.requires_grad_(torch.is_grad_enabled())))
         logits = self.logits(cache.h)
@@ -291,8 +291,8 @@ class GPT(nn.Module):
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep changes nothing
-        that it writes by more than tol, or rounding; after ⌈T/S⌉ it is exact. cache.sweeps: most
-        of a piece (plain: 0); cache.residual: the most change in the last one, 0 in ⌈T/S⌉."""
+        that it writes by more than tol, or rounding; after ⌈T/S⌉ it is exact. cache.sweeps: of
+        a piece, most (plain: 0); cache.residual: most change in the last one, 0 in ⌈T/S⌉."""
         need_whole(1, subsets=subsets, T=idx.size(1))
         need(not (self.training and self.config.dropout), "dropout is on: call model.eval() first")
         tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
