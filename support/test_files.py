@@ -151,23 +151,36 @@ def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
     assert all_files() == before
 
 
-def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
-    """A real one, in a process of its own; the line is not torch's about its own source."""
-    pytest.importorskip("resource")
-    code = """
-import resource, torch
+LIMITED = """
+import resource
+import torch
 from support import files
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-for write in (lambda f: torch.save(torch.zeros(10_000), f), lambda f: f.write(bytes(20_000))):
+
+def attempt(function, *args):
     try:
-        files.write_atomic("new", write)
+        function(*args)
     except files.Unusable as e:
         print(e)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+attempt(files.write_atomic, "new", lambda f: torch.save(torch.zeros(10_000), f))
+attempt(files.write_atomic, "new", lambda f: f.write(bytes(20_000)))
+attempt(files.append_line, "log", "x" * 2000)
+attempt(files.append_line, "log", "short")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+
+
+def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
+    """A real one, in a process of its own. Of a row that does not fit nothing is left, and there is
+    room for the next."""
+    pytest.importorskip("resource")
+    Path("log").write_text("x" * 8999 + "\n")
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(HERE)})
-    assert done.stdout == 2 * "cannot write new: File too large\n" and done.stderr == ""
-    assert names() == ["text.txt"]
+    lines = ["cannot write new: File too large"] * 2 + ["cannot write log: File too large"]
+    assert done.stdout.splitlines() == lines and done.stderr == ""
+    assert names() == ["log", "text.txt"]
+    assert Path("log").read_text() == "x" * 8999 + "\nshort\n"
 
 
 def test_what_is_no_matter_of_files_is_not_told_as_one(here):

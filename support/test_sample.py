@@ -117,7 +117,8 @@ def test_it_stops_when_its_reader_has_left(trained):
     if os.name == "nt":
         pytest.skip("a pipe of another kind")
     words = [sys.executable, HERE / "sample.py", "--out_dir=run", "--max_new_tokens=1000000"]
-    sampler = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    sampler = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert sampler.stdout.read(10)
     sampler.stdout.close()
     assert sampler.wait(timeout=60) == 141 and sampler.stderr.read() == b""

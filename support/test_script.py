@@ -176,8 +176,13 @@ main()
 
 def python(code, **named):
     """A process that runs this code."""
-    env = {**os.environ, "PYTHONPATH": str(HERE), **named.pop("env", {})}
-    return subprocess.run([sys.executable, "-c", code], env=env, timeout=60, **named)
+    env = environment(**named.pop("env", {}))
+    return subprocess.run([sys.executable, "-c", code], timeout=60, env=env, **named)
+
+
+def environment(**changes):
+    """As a user has it: output waits in a buffer, which Python empties when it ends."""
+    return {**os.environ, "PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "", **changes}
 
 
 @pytest.mark.parametrize("which", ["stdout", "stderr"])
@@ -206,8 +211,7 @@ def test_a_full_disk_under_the_output_ends_no_run(here):
 def test_streams_that_are_closed_from_the_start(here, closing):
     Path("prints.py").write_text(PRINTS)
     done = subprocess.run(f"{shlex.quote(sys.executable)} prints.py {closing}", shell=True,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          env={**os.environ, "PYTHONPATH": str(HERE)})
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     assert done.returncode == 0 and Path("finished").exists()
 
 
@@ -217,7 +221,8 @@ def test_training_needs_no_output(trained, closing):
     """It goes on to its end and writes all files; its last sample is of no use to anybody."""
     words = [sys.executable, str(HERE / "train.py"), *SMALL]
     line = f"({shlex.join(words)}; echo $? > status) {closing}"
-    subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                   env=environment())
     assert Path("status").read_text() == "0\n"
     assert {"last.pt", "best.pt", "log.jsonl"} <= {path.name for path in Path("out").iterdir()}
 
