@@ -458,3 +458,23 @@ def test_main_gives_back_what_it_took_however_it_ends(mine, monkeypatch):
         assert run(train, *SMALL, "--overwrite=1") == 2
     all_is_given_back()
     assert run(train, *SMALL, "--overwrite=1") == 0
+
+
+# ---- Pictures
+
+@pytest.mark.parametrize("flags, name", [([], "log.jsonl"), (["--x=flops"], "log.jsonl"),
+                                         (["--steps=1"], "steps.csv")])
+def test_plot_draws_what_a_run_has_written(mine, flags, name):
+    pytest.importorskip("matplotlib")
+    def plot(*args):
+        return subprocess.run([sys.executable, HERE / "assets" / "plot.py", *args],
+                              capture_output=True, text=True)
+
+    assert run(train, *SMALL, "--lrt=1") == 0
+    done = plot("out", *flags, "--out=picture.png")
+    assert done.returncode == 0, done.stderr
+    assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+    Path("out", name).write_text("what is\nthis?\n")
+    for folder in ("out", "nowhere"):
+        done = plot(folder, *flags)
+        assert done.returncode == 2 and name in done.stderr and done.stderr.count("\n") == 1
