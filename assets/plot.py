@@ -1,7 +1,7 @@
 """Runs as pictures:
 
-    python assets/plot.py out out-plain            validation losses, exact and of the training graph
-    python assets/plot.py out --steps=1            training loss, learning rate, norm of the gradient
+    python assets/plot.py out out-plain     validation losses, exact and of the training graph
+    python assets/plot.py out --steps=1     training loss, learning rate, norm of the gradient
 
 They read log.jsonl, or steps.csv, in each folder. Needs matplotlib.
 """
@@ -108,7 +108,8 @@ def picture_of_losses(logs, x):
 
 def picture_of_steps(tables):
     """One below the other, against the steps."""
-    figure, axes = pyplot().subplots(len(COLUMNS), figsize=(6.5, 7), layout="constrained", sharex=True)
+    figure, axes = pyplot().subplots(len(COLUMNS), figsize=(6.5, 7), layout="constrained",
+                                     sharex=True)
     for ax, (name, title) in zip(axes, COLUMNS.items()):
         for folder, table in tables.items():
             ax.plot(table["step"], table[name], label=folder)
