@@ -21,7 +21,7 @@ from support.checkpoint import find_checkpoint, find_device, find_dtype, load_ch
 from support.going_on import (old_settings, refuse_other_data, refuse_other_model, row_of_best,
                               settings_to_go_on, take_over)
 from support.optimizer import make_optimizers
-from support.options import MAX_SEED, option, parse
+from support.options import MAX_SEED, option, typed
 from support.plan import Pace, Plan
 from support.processes import device_name, joined, keep_gradients, who_am_i
 from support.run_folder import RunFolder
@@ -798,8 +798,9 @@ def in_tokens_of(codec, its_codec, data, dataset):
 
 @script
 def main(argv):
-    s, given = parse(Settings, __doc__, argv)
-    s, given = parse(Settings, __doc__, argv, **TASK_SETTINGS.get(s.dataset, {}))
+    given = typed(Settings, __doc__, argv)
+    presets = TASK_SETTINGS.get(given.get("dataset", Settings.dataset), {})
+    s = Settings(**{**presets, **given})
     s.out_dir, s.resume = os.path.expanduser(s.out_dir), os.path.expanduser(s.resume)
     processes = who_am_i()
     if s.lrt_hops == "none":
