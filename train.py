@@ -43,8 +43,8 @@ class Settings:
     overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
     resume: str = option("", "folder of a run to go on with, as it was started or longer; "
                              "auto: with the one in out_dir, if there is one", bool)
-    init_from: str = option("", "folder or checkpoint of a run, whose weights a new one begins with",
-                            bool)
+    init_from: str = option("", "folder or checkpoint of a run whose weights a new one "
+                                "begins with", bool)
     eval_only: int = option(0, "1: only the exact loss of the run in out_dir, or in init_from, "
                                "on its own or on another dataset", [0, 1])
     block_size: int = option(128, "context: tokens attention sees; of text, length of rows, T",
@@ -89,7 +89,7 @@ class Settings:
     compile: int = option(-1, "torch.compile; -1: on cuda; on a CPU, try it", [-1, 0, 1])
 
 
-# What a task is trained with unless told otherwise. Attention sees as much as the rows it learns on.
+# What a task is trained with unless told otherwise. Attention sees no more than its rows.
 ANY_TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
 TASK_SETTINGS = dict.fromkeys(prepare_data.TASKS, ANY_TASK)
 TASK_SETTINGS["parity"] = dict(ANY_TASK, max_iters=150, eval_interval=50, log_interval=25)
@@ -104,12 +104,13 @@ OF_AN_EVALUATION = ("eval_only", "out_dir", "resume", "init_from", "dataset", "e
 def dial(s):
     """What the model is asked for in training: subsets (None: token by token), sweeps, loss_weights
     and hops."""
-    arguments = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps, "loss_weights": None, "hops": None}
+    arguments = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps, "loss_weights": None,
+                 "hops": None}
     if s.lrt_mode == "sequential":
         arguments["subsets"] = None
     if s.lrt_loss_weights:
         arguments["loss_weights"] = [float(number) for number in s.lrt_loss_weights.split(",")]
-    if s.lrt_hops not in ("", "none"):
+    if s.lrt_hops:
         arguments["hops"] = int(s.lrt_hops)
     return arguments
 
@@ -120,7 +121,7 @@ def is_exact(s):
 
 
 def refuse_contradictions(s):
-    """Raises Unusable for settings that are allowed one by one, but not together or in this form."""
+    """Raises Unusable for settings that are allowed, but not together or not in this form."""
     changed = [f.name for f in fields(s) if getattr(s, f.name) != f.default]
     for name in changed:
         if name.startswith("lrt_") and not s.lrt:
@@ -131,7 +132,7 @@ def refuse_contradictions(s):
                 refuse(s, name, "--lrt_mode=sequential is exact already")
     if "lrt_subsets" in changed and s.lrt_subsets > s.block_size:
         refuse(s, "lrt_subsets", "more than --block_size")
-    if not re.fullmatch(r"\d{,9}|none", s.lrt_hops):
+    if not re.fullmatch(r"\d{,9}", s.lrt_hops):
         refuse(s, "lrt_hops", "must be a whole number from 0, or none")
     if s.lrt_loss_weights:
         refuse_loss_weights(s)
@@ -144,7 +145,7 @@ def refuse_contradictions(s):
 
 def refuse_loss_weights(s):
     """Raises Unusable unless they are K + 1 numbers that lead somewhere."""
-    if s.lrt_hops not in ("", "none"):
+    if s.lrt_hops:
         refuse(s, "lrt_loss_weights", f"with --lrt_hops={s.lrt_hops} one pass has all of the loss")
     number = r"(\d+\.?\d*|\.\d+)"
     numbers = s.lrt_loss_weights.split(",")
@@ -314,7 +315,7 @@ def accuracy_by_length(model, meta, seed):
     T = meta["length"]
     rows = prepare_data.task_rows(meta["task"], 256, 16 * T, np.random.default_rng(seed))
     x, y = to_tensors(model.embed.weight.device, *rows)
-    right = score(exact_logits(model.eval(), x), y)[1].mean(0)
+    right = score(model.eval().forward_sequential(x)[0], y)[1].mean(0)
     shares = {}
     for length in (T, 2 * T, 4 * T, 8 * T, 16 * T):
         start = min(length - 1, int(length * 0.9))
@@ -323,7 +324,7 @@ def accuracy_by_length(model, meta, seed):
 
 
 def badness(row):
-    """What the best row has the least of: exact loss; of a task first the share of wrong answers."""
+    """What the best row has least of: exact loss; of a task first the share of wrong answers."""
     return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
 
 
@@ -539,7 +540,7 @@ def take_step(run, rate):
     """Forward, backward, update. Returns the loss of this process' rows and the norm of the
     gradient of all, both before the update."""
     s, processes, n = run.s, run.processes, run.step
-    torch.manual_seed((s.seed * 1_000_003 + n) * processes.count + processes.rank)      # for dropout
+    torch.manual_seed((s.seed * 1_000_003 + n) * processes.count + processes.rank)  # for dropout
     run.model.train()
     T = int(run.plan.lengths[n])
     inputs, targets = batch(run.data, s, T, n, processes, run.device)
@@ -775,6 +776,9 @@ def evaluate_only(s, given):
     meta, its_codec, data = prepare_data.load(old.dataset)
     if meta["codec"] != checkpoint["meta"]["codec"]:
         data = in_tokens_of(codec, its_codec, data, old.dataset)
+    if meta.get("length", 0) > old.block_size:
+        raise Unusable(f"--dataset={old.dataset} has rows of {meta['length']}, more than "
+                       f"--block_size={old.block_size} of the run")
     found = evaluate(model, old, codec, data)
     if "task" in meta:
         seed = (old.seed, checkpoint["iter"])
@@ -784,10 +788,10 @@ def evaluate_only(s, given):
 
 
 def in_tokens_of(codec, its_codec, data, dataset):
-    """The validation text of a data set in another codec's tokens. Raises Unusable if it is no text,
-    or has what that codec lacks."""
+    """The validation text of a data set in another codec's tokens. Raises Unusable if it is no
+    text, or has what that codec lacks."""
     if "numbers" in (codec.kind, its_codec.kind):
-        raise Unusable(f"--dataset={dataset}: a model of {codec.kind} cannot read {its_codec.kind}")
+        raise Unusable(f"--dataset={dataset} is of other tokens than the model's")
     text = its_codec.decode(data["val"].tolist())
     return {"val": np.array(codec.encode(text))}
 
@@ -799,14 +803,15 @@ def main(argv):
     s = Settings(**{**presets, **given})
     s.out_dir, s.resume = os.path.expanduser(s.out_dir), os.path.expanduser(s.resume)
     processes = who_am_i()
-    if s.eval_only:
-        if processes.first:
-            evaluate_only(s, given)
-        return
+    if s.lrt_hops == "none":
+        s.lrt_hops = ""
     if "max_flops" in given and "max_iters" not in given and s.max_flops:
-        s.max_iters = 0             # as many as that allows: see plan()
+        s.max_iters = 0             # as many as that allows: see Plan
     try:
-        begin(s, given, processes)
+        if not s.eval_only:
+            begin(s, given, processes)
+        elif processes.first:
+            evaluate_only(s, given)
     except NotImplementedError as e:
         raise Unusable(f"this needs a part of lrt.py that is not there: {e}") from e
 

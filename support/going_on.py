@@ -29,8 +29,8 @@ def settings_to_go_on(s, given, path, last, processes):
         if name == "resume" or value == had:
             continue
         if name not in MAY_CHANGE:
-            raise Unusable(f"--{name}={value}: that run has {had!r}, and goes on as it was started; "
-                           f"{again}")
+            raise Unusable(f"--{name}={value}: that run has {had!r}, and goes on as it was "
+                           f"started; {again}")
         setattr(new, name, value)
     if new.max_iters < old.max_iters:
         raise Unusable(f"--max_iters={new.max_iters} is less than {old.max_iters}, which the "
@@ -45,7 +45,7 @@ def old_settings(settings_class, path, checkpoint, again):
     """Settings, from a checkpoint; of what it does not know, the defaults. Raises Unusable if they
     could not be typed."""
     try:
-        old = settings_class(**checkpoint["settings"])      # a TypeError for settings that are no more
+        old = settings_class(**checkpoint["settings"])      # TypeError: settings that are no more
         for f in fields(old):
             value = getattr(old, f.name)
             if value != "":
@@ -111,5 +111,6 @@ def row_of_best(run):
         if row["iter"] == best.get("iter") and best.get("row", row) == row:
             return row
     if run.rows:
-        warn(f"warning: {run.folder.path} has no best.pt of this run; the next evaluation makes one")
+        warn(f"warning: {run.folder.path} has no best.pt of this run; the next evaluation makes "
+             "one")
     return None

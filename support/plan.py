@@ -78,7 +78,7 @@ class Pace:
 
     def add(self, seconds, tokens):
         self.steps.append((seconds, tokens))
-        if len(self.steps) == 2:            # the first one is slow: memory is taken, caches are cold
+        if len(self.steps) == 2:            # the first one is slow: memory is taken, caches cold
             self.steps[0] = self.steps[1]
 
     def tokens_per_second(self):
@@ -86,7 +86,8 @@ class Pace:
         return tokens / max(seconds, 1e-9)
 
     def seconds_left(self, s, plan, step):
-        """Of the tokens that are left, the evaluations, and the report, which holds the latent at 0."""
+        """Of the tokens that are left, the evaluations, and the report, which holds the latent at
+        0."""
         tokens = plan.tokens[-1] - plan.tokens[step - 1]
         evaluations = -(-plan.steps // s.eval_interval) - (step - 1) // s.eval_interval
         report = 0.25 if s.lrt else 0.0

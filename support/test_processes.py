@@ -35,11 +35,13 @@ def free_port():
 
 
 def start_two(*args):
-    """Two processes as torchrun would start them, but without torchrun, which ends all when one ends."""
+    """Two processes as torchrun would start them, but without torchrun, which ends all when one
+    ends."""
     port, started = free_port(), []
     for rank in ("0", "1"):
-        environment = {**os.environ, **WHOLE_SET, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
-                       "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        environment = {**os.environ, **WHOLE_SET, "RANK": rank, "LOCAL_RANK": rank,
+                       "WORLD_SIZE": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                       "PYTHONPATH": str(HERE)}
         started.append(subprocess.Popen([sys.executable, *once(args)], env=environment, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started
@@ -47,9 +49,9 @@ def start_two(*args):
 
 # ---- Who am I?
 
-@pytest.mark.parametrize("there", [{}, {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "1"},
-                                   {"MASTER_ADDR": "x", "MASTER_PORT": "1"}, {"RANK": "x"},
-                                   {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": ""}])
+@pytest.mark.parametrize("there", [
+    {}, {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "x"},
+    {"MASTER_ADDR": "x", "MASTER_PORT": "1"}, {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": ""}])
 def test_without_the_whole_set_it_is_one_process_the_first(there):
     assert who_am_i(there) == Processes(0, 1, 0)
 
@@ -68,7 +70,8 @@ def test_half_a_set_and_nonsense_are_refused(change, named):
         who_am_i({**WHOLE_SET, **change})
 
 
-@pytest.mark.parametrize("name, taken", [("", "cpu"), ("cpu", "cpu"), ("mps", None), ("cuda:0", None)])
+@pytest.mark.parametrize("name, taken", [("", "cpu"), ("cpu", "cpu"), ("mps", None),
+                                         ("cuda:0", None)])
 def test_device_of_one_of_several(monkeypatch, name, taken):
     """Gloo takes no tensors of other devices, and a GPU is for one process."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

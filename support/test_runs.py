@@ -134,7 +134,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(mine, capsys, monkeypatch, 
     if not hasattr(signal, name):
         pytest.skip("not on this system")
     number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_DFL)          # who began these tests may have it ignored
+    before = signal.signal(number, signal.SIG_DFL)          # it may have been ignored
     assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
     function, calls = getattr(train, where), []
     def interrupted(*args):
@@ -165,7 +165,7 @@ def test_going_on(mine, capsys):
     """Longer, as it was, or from its weights; anything else is refused with what to do."""
     assert run(train, *SMALL, "--out_dir=a") == 0
     capsys.readouterr()
-    assert run(train, "--resume=a/last.pt", "--n_embd=16", "--device=cpu") == 0     # its own settings
+    assert run(train, "--resume=a/last.pt", "--n_embd=16", "--device=cpu") == 0     # as it has them
     assert "finished" in capsys.readouterr().out
     assert run(train, "--resume=a", "--max_iters=8") == 0
     assert [row["iter"] for row in rows("a")] == [3, 6, 8]
@@ -283,7 +283,8 @@ def test_rows_are_appended_and_links_stay(mine, monkeypatch):
     Path("out/last.pt").symlink_to(mine / "disk" / "last.pt")
     followed, seen = [], []
     def follow():
-        followed.extend(open(f"out/{name}", encoding="utf-8") for name in ("log.jsonl", "steps.csv"))
+        for name in ("log.jsonl", "steps.csv"):
+            followed.append(open(f"out/{name}", encoding="utf-8"))
         seen.extend(file.read() for file in followed)
 
     at_step(monkeypatch, 4, follow)
@@ -401,8 +402,8 @@ def test_row_that_cannot_be_written_is_missed_and_said_once(tmp_path, capsys):
 def test_reader_that_has_seen_enough_does_not_end_a_run(mine):
     """As in train.py | head -1."""
     reader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    done = subprocess.run([sys.executable, HERE / "train.py", *SMALL, "--lrt=1"], stdout=reader.stdin,
-                          stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, HERE / "train.py", *SMALL, "--lrt=1"],
+                          stdout=reader.stdin, stderr=subprocess.PIPE, text=True)
     reader.stdin.close()
     reader.wait()
     assert torch.load("out/last.pt", weights_only=True)["iter"] == 6
@@ -458,3 +459,23 @@ def test_main_gives_back_what_it_took_however_it_ends(mine, monkeypatch):
         assert run(train, *SMALL, "--overwrite=1") == 2
     all_is_given_back()
     assert run(train, *SMALL, "--overwrite=1") == 0
+
+
+# ---- Pictures
+
+@pytest.mark.parametrize("flags, name", [([], "log.jsonl"), (["--x=flops"], "log.jsonl"),
+                                         (["--steps=1"], "steps.csv")])
+def test_plot_draws_what_a_run_has_written(mine, flags, name):
+    pytest.importorskip("matplotlib")
+    def plot(*args):
+        return subprocess.run([sys.executable, HERE / "assets" / "plot.py", *args],
+                              capture_output=True, text=True)
+
+    assert run(train, *SMALL, "--lrt=1") == 0
+    done = plot("out", *flags, "--out=picture.png")
+    assert done.returncode == 0, done.stderr
+    assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
+    Path("out", name).write_text("what is\nthis?\n")
+    for folder in ("out", "nowhere"):
+        done = plot(folder, *flags)
+        assert done.returncode == 2 and name in done.stderr and done.stderr.count("\n") == 1

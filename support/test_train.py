@@ -49,7 +49,7 @@ def test_task_of_ones_own_is_a_table(here, monkeypatch, capsys):
     flags = ["--dataset=sums", *SMALL[1:], "--lrt=1", "--max_iters=2"]
     assert run(train, *flags) == 0
     assert "% at 128 (80 tokens)" in capsys.readouterr().out
-    for table in ([[0, 2, 1], [1, 0, 2], [2, 1, 0]], [[0, 1], [1, 0]]):     # other than was prepared
+    for table in ([[0, 2, 1], [1, 0, 2], [2, 1, 0]], [[0, 1], [1, 0]]):     # not what was prepared
         monkeypatch.setitem(prepare_data.TASKS, "sums", np.array(table))
         err = ends_in_one_line(train, [*flags, "--overwrite=1"], capsys)
         assert "delete it and prepare it again" in err
@@ -63,13 +63,29 @@ def test_task_of_ones_own_is_a_table(here, monkeypatch, capsys):
     assert "--rows" in ends_in_one_line(prepare_data, flags, capsys)
 
 
+def test_plain_task_is_evaluated_at_lengths_that_attention_does_not_see(here, capsys):
+    prepare_data.prepare("parity", length=8, rows=120)
+    flags = [flag for flag in SMALL_TASK if flag != "--lrt=1"]
+    assert run(train, *flags, "--block_size=8", "--max_iters=2") == 0
+    row = rows("out")[-1]
+    assert len(row["accuracy_by_length"]) == 5 and row["val_loss"] == row["val_loss_exact"]
+    capsys.readouterr()
+    assert run(train, "--eval_only=1") == 0
+    said = re.findall(r"exact ([\d.]+) nats.*at 128", capsys.readouterr().out)
+    assert said == [f"{row['val_loss_exact']:.4f}"]
+    prepare_data.prepare("swaps", length=9, rows=20)
+    err = ends_in_one_line(train, ["--eval_only=1", "--dataset=swaps"], capsys)
+    assert "other tokens" in err
+
+
 def test_task_is_learned_exactly_and_reported_by_length(here, capsys):
     prepare_data.prepare("parity", length=8, rows=120)
     flags = [*SMALL_TASK, "--lrt_mode=sequential", "--max_iters=60", "--curriculum=2:10"]
     assert run(train, *flags) == 0
     out, log = capsys.readouterr().out, rows("out")
     assert "% at 8, " in out
-    assert out.endswith("$ python sample.py --out_dir=out '--prompt=1 0 1 1' --device=cpu\n1 1 0 1\n")
+    assert out.endswith("$ python sample.py --out_dir=out '--prompt=1 0 1 1' --device=cpu\n"
+                        "1 1 0 1\n")
     assert [row["tokens"] for row in log] == [32 * (2 * 10 + 8 * (n - 10)) for n in (20, 40, 60)]
     assert list(log[-1]["accuracy_by_length"]) == ["8", "16", "32", "64", "128"]
     assert log[-1]["val_accuracy_exact"] > 0.9
@@ -114,8 +130,9 @@ def test_task_run_says_that_decoding_disagrees_with_training(here, capsys):
 def test_command_line_from_text_to_text(here):
     """As a user would: three commands, each a process of its own."""
     def command(script, *args):
-        done = subprocess.run([sys.executable, HERE / script, *args], capture_output=True, text=True,
-                              encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        done = subprocess.run([sys.executable, HERE / script, *args], capture_output=True,
+                              text=True, encoding="utf-8",
+                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -205,9 +222,9 @@ def flops_of_a_step(*flags):
 
 
 @pytest.mark.parametrize("max_iters, ends, said", [
-    ([], 11, "11 steps: as many as --max_flops"), (["--max_iters=9"], 9, "--max_iters comes before"),
-    (["--max_iters=99"], 11, "as many as --max_flops"), (["--max_iters=11"], 11, "as many as")])
-def test_compute_sets_the_number_of_steps_and_it_says_what_comes_first(mine, capsys, max_iters, ends, said):
+    ([], 11, "11 steps: as many as --max_flops"), (["--max_iters=11"], 11, "as many as"),
+    (["--max_iters=9"], 9, "--max_iters comes before"), (["--max_iters=99"], 11, "as many as")])
+def test_compute_sets_the_number_of_steps_and_it_says_so(mine, capsys, max_iters, ends, said):
     budget = f"--max_flops={11.5 * flops_of_a_step()}"
     flags = [flag for flag in SMALL if "max_iters" not in flag]
     assert run(train, *flags, *max_iters, budget) == 0
@@ -314,7 +331,8 @@ def test_evaluate_only(mine, capsys):
 
 
 def test_time_left_counts_all_that_is_left(mine, capsys, monkeypatch):
-    """With steps of 1 s, evaluations of 20 s and a report of 5 s, by a clock that only they move."""
+    """With steps of 1 s, evaluations of 20 s and a report of 5 s, by a clock that only they
+    move."""
     now = [0.0]
     def takes(name, seconds):
         function = getattr(train, name)
@@ -331,7 +349,7 @@ def test_time_left_counts_all_that_is_left(mine, capsys, monkeypatch):
     assert run(train, *SMALL, *flags.split()) == 0
     found = re.findall(r"step +(\d+)/.* (\d+) s left", capsys.readouterr().out)
     lines = {int(n): int(left) for n, left in found}
-    assert min(lines) <= 3                                              # a line soon after the header
+    assert min(lines) <= 3                                  # a line soon after the header
     for n, left in lines.items():
         evaluations = sum(n <= at for at in (40, 80, 100))
         assert left == pytest.approx(100 - n + 20 * evaluations + 5, rel=0.03), n
@@ -350,7 +368,7 @@ def dial_not_written(self, idx, targets=None, subsets=None, *rest, **named):
 
 
 @pytest.mark.parametrize("dataset, left_out", [("parity", 1), ("mine", 2)])
-def test_a_part_of_the_model_that_is_not_written_is_left_out(mine, capsys, monkeypatch, dataset, left_out):
+def test_what_is_not_written_is_left_out(mine, capsys, monkeypatch, dataset, left_out):
     """Token by token it trains, and is evaluated exactly, with neither the dial nor prefill."""
     prepare_data.prepare("parity", length=8, rows=120)
     monkeypatch.setattr(GPT, "refine", not_written)
