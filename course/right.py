@@ -83,7 +83,7 @@ class GPT:
         for number, least in ((subsets, 1), (sweeps, 0), (hops, 0)):
             if number is not None and (not isinstance(number, int) or number < least):
                 raise ValueError("dial")
-        if subsets is None and (sweeps != 1 or loss_weights is not None):
+        if subsets is None and loss_weights is not None:
             raise ValueError("no subsets")
         if loss_weights is not None and hops is not None:
             raise ValueError("hops and weights")
