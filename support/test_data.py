@@ -1,8 +1,11 @@
 """prepare_data.py: texts, tokens, tasks."""
+import base64
 import hashlib
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,8 +17,10 @@ import pytest
 
 import prepare_data
 import train
-from support import files, tokens as codecs
-from support.testing import TEXT, Server, SMALL, run, rows, ends_in_one_line
+from support import files, texts, tokens as codecs
+from support.pairs import learn_pairs
+from support.script import Unusable
+from support.testing import HERE, TEXT, Server, SMALL, run, rows, all_files, ends_in_one_line
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:40"])
@@ -42,8 +47,13 @@ def test_bpe_learns_from_the_training_split_alone_and_encodes_anything(here):
     strange = "tab\t_under_ 12½ ٣ x\u0301 日本 \u200d\x1c\x85 🙂\n\n  end  "
     codec = codecs.Codec(a)
     assert codec.decode(codec.encode(strange)) == strange
-    first = prepare_data.bpe_codec("ab ab abc", 2)["tokens"][256:]    # the commonest pair, then the next
-    assert [prepare_data.base64.b64decode(t) for t in first] == [b"ab", b" ab"]
+    first = prepare_data.bpe_codec(["ab ab abc"], 2)["tokens"][256:]   # the commonest, then the next
+    assert [base64.b64decode(t) for t in first] == [b"ab", b" ab"]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(None))
 
 
 @pytest.mark.parametrize("data", [None, b"<html>not the file</html>", b"x" * 3_000_000])
@@ -56,18 +66,120 @@ def test_embedded_corpus_when_the_download_fails_or_is_another_file(here, monkey
     assert meta["source"].startswith("embedded") and len(tokens["train"]) > 300_000
 
 
-def test_download_is_kept_for_other_tokens(here, monkeypatch, capsys):
+def serve_shakespeare(monkeypatch):
+    """From now on tiny Shakespeare is TEXT, and can be downloaded."""
     monkeypatch.setattr(prepare_data, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(TEXT.encode()))
+
+
+def text_in(dataset):
+    """What a data set says, training and validation."""
+    _, codec, tokens = prepare_data.load(dataset)
+    return [codec.decode(tokens[split].tolist()) for split in ("train", "val")]
+
+
+CUT = int(len(TEXT) * 0.9)
+
+
+def test_a_text_that_is_there_needs_no_network_again(here, monkeypatch, capsys):
+    serve_shakespeare(monkeypatch)
     prepare_data.prepare()
+    before = all_files()
     monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(None))
-    prepare_data.prepare(tokenizer="bpe:10")
-    meta, codec, tokens = prepare_data.load("shakespeare")
+    assert prepare_data.prepare(tokenizer="bpe:10") == "shakespeare-bpe10"
+    meta, _, _ = prepare_data.load("shakespeare-bpe10")
     assert meta["tokenizer"] == "bpe:10" and meta["source"] == prepare_data.SHAKESPEARE_URL
-    assert codec.decode(tokens["val"].tolist()) == TEXT[int(len(TEXT) * 0.9):]
-    Path("data/shakespeare/input.txt").write_text("somebody's own text", encoding="utf-8")
+    assert text_in("shakespeare-bpe10") == [TEXT[:CUT], TEXT[CUT:]]
+    assert prepare_data.prepare() == "shakespeare"
+    assert {path: data for path, data in all_files().items() if path in before} == before
+    assert "EMBEDDED" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["shakespeare", "mine"])
+@pytest.mark.parametrize("first", ["char", "bpe:40"])
+def test_a_given_text_is_kept_and_is_what_other_tokens_are_made_of(here, offline, capsys, dataset, first):
+    """After --input, with no network and without the file: the case of README's own command."""
+    assert run(prepare_data, f"--dataset={dataset}", "--input=text.txt", f"--tokenizer={first}") == 0
+    Path("text.txt").unlink()
+    before = all_files()
+    name = f"{dataset}-bpe20"
+    if dataset == "shakespeare":
+        capsys.readouterr()
+        assert run(prepare_data, "--tokenizer=bpe:20") == 0
+        assert f"train.py --dataset={name}\n" in capsys.readouterr().err
+    else:
+        assert run(prepare_data, f"--dataset={name}") == 0
+    assert {path: data for path, data in all_files().items() if path in before} == before
+    assert text_in(name) == [TEXT[:CUT], TEXT[CUT:]]
+    assert prepare_data.load(name)[0]["source"] == "file: text.txt"
+    assert run(prepare_data, f"--dataset={dataset}") == 0                   # the same once more
+    assert {path: data for path, data in all_files().items() if path in before} == before
+    for tokenizer in ("bpe:7", first):                                      # there and back
+        assert run(prepare_data, f"--dataset={dataset}", f"--tokenizer={tokenizer}") == 0
+        assert text_in(dataset) == [TEXT[:CUT], TEXT[CUT:]]
+    assert {path: data for path, data in all_files().items() if path in before} == before
+
+
+def test_the_embedded_corpus_gives_way_and_never_takes_a_place(here, monkeypatch, offline, capsys):
     prepare_data.prepare()
-    assert "EMBEDDED CORPUS" in capsys.readouterr().err
+    old = prepare_data.load("shakespeare")[0]
+    prepare_data.prepare()
+    assert prepare_data.load("shakespeare")[0] == old
+    assert capsys.readouterr().err.count("EMBEDDED CORPUS") == 2
+    serve_shakespeare(monkeypatch)
+    prepare_data.prepare(tokenizer="bpe:10")            # now that it can be had
+    prepare_data.prepare()
+    for name in ("shakespeare", "shakespeare-bpe10"):
+        assert prepare_data.load(name)[0]["source"] == prepare_data.SHAKESPEARE_URL
+    Path("data/shakespeare/meta.json").unlink()
+    monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(None))
+    prepare_data.prepare(tokenizer="bpe:10")            # its own text is nearer than a fallback
+    assert prepare_data.load("shakespeare-bpe10")[0]["source"] == prepare_data.SHAKESPEARE_URL
+
+
+def test_other_tokens_have_a_name_of_their_own_unless_one_is_given(here, offline, capsys):
+    Path("other.txt").write_text(TEXT.upper(), encoding="utf-8")
+    for flags, name, tokenizer in (
+            (["--input=text.txt"], "text", "char"),
+            (["--input=text.txt", "--tokenizer=bpe:9"], "text-bpe9", "bpe:9"),
+            (["--input=text.txt", "--tokenizer=char"], "text", "char"),
+            (["--input=other.txt", "--dataset=mine", "--tokenizer=bpe:9"], "mine", "bpe:9"),
+            (["--dataset=mine"], "mine", "bpe:9"),                          # as it is
+            (["--dataset=mine-char"], "mine-char", "char"),
+            (["--dataset=mine-bpe", "--tokenizer=bpe:5"], "mine-bpe", "bpe:5"),
+            (["--dataset=mine", "--input=text.txt"], "mine", "bpe:9"),
+            (["--dataset=shakespeare", "--input=text.txt", "--tokenizer=bpe:3"], "shakespeare", "bpe:3"),
+            ([], "shakespeare", "bpe:3"),
+            (["--tokenizer=char"], "shakespeare-char", "char"),
+            (["--tokenizer=bpe:3"], "shakespeare", "bpe:3")):
+        capsys.readouterr()
+        assert run(prepare_data, *flags) == 0, flags
+        assert f"train.py --dataset={name}\n" in capsys.readouterr().err, flags
+        assert prepare_data.load(name)[0]["tokenizer"] == tokenizer, flags
+    assert prepare_data.load("text-bpe4")[0]["tokenizer"] == "bpe:4"        # prepares itself
+    assert run(train, "--dataset=text-bpe6", *SMALL[1:]) == 0
+    for name in ("mine-bpe", "nobody-bpe4", "nobody", "text-bpe", "shakespeare-10"):
+        if name != "mine-bpe":
+            with pytest.raises(Unusable, match=f"no .*{name}; to make it"):
+                prepare_data.load(name)
+            assert not Path("data", name).exists()
+
+
+def test_a_name_that_follows_replaces_no_other_text(here, capsys):
+    """The same file again does; another one of that name, or other tokens of another text, do not."""
+    Path("b").mkdir()
+    Path("b/text.txt").write_text(TEXT.upper(), encoding="utf-8")
+    assert run(prepare_data, "--input=text.txt") == 0 == run(prepare_data, "--input=text.txt")
+    before = all_files()
+    err = ends_in_one_line(prepare_data, ["--input=b/text.txt"], capsys)
+    assert "another text (file: text.txt)" in err and all_files() == before
+    assert run(prepare_data, "--input=b/text.txt", "--dataset=text") == 0
+    assert text_in("text")[0] == TEXT.upper()[:int(len(TEXT.upper()) * 0.9)]
+    assert run(prepare_data, "--input=text.txt", "--dataset=shakespeare") == 0
+    assert run(prepare_data, "--input=b/text.txt", "--dataset=shakespeare-bpe9", "--tokenizer=bpe:9") == 0
+    before = all_files()
+    assert "another text" in ends_in_one_line(prepare_data, ["--tokenizer=bpe:9"], capsys)
+    assert all_files() == before
 
 
 def test_data_are_prepared_once_and_read_whole(here, monkeypatch, capsys):
@@ -104,7 +216,7 @@ SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَ�
 
 @pytest.mark.parametrize("word", SCRIPTS)
 def test_learned_word_is_one_token_in_every_script(word):
-    codec = codecs.Codec(prepare_data.bpe_codec(f"{word} " * 100, 100))
+    codec = codecs.Codec(prepare_data.bpe_codec([f"{word} " * 100], 100))
     assert len(codec.encode(word)) == len(codec.encode(f" {word}")) == 1
     assert codec.decode(codec.encode(word)) == word
 
@@ -119,7 +231,7 @@ def test_learning_and_encoding_cut_alike():
     text += "".join(f"a{c}{c}b{c} {c}5" for c in map(chr, [*range(0x400), *range(0x2000, 0x2070)]))
     pieces = [p.encode() for p in re.findall(words, text)]
     tokens = list(dict.fromkeys([*(bytes([b]) for b in range(256)), *pieces]))
-    encoded = [prepare_data.base64.b64encode(token).decode() for token in tokens]
+    encoded = [base64.b64encode(token).decode() for token in tokens]
     codec = codecs.Codec({"kind": "bpe", "pattern": "words", "tokens": encoded})
     assert [tokens[t] for t in codec.encode(text)] == pieces
     ascii_text = "".join(map(chr, np.random.default_rng(0).choice([9, 10, 13, *range(32, 127)], 20_000)))
@@ -131,7 +243,7 @@ def test_learning_and_encoding_cut_alike():
 def test_one_line_without_a_space_takes_no_time(alphabet):
     line = "".join(np.random.default_rng(0).choice(list(alphabet), 100_000))
     start = time.process_time()
-    codec = codecs.Codec(prepare_data.bpe_codec(line, 200))
+    codec = codecs.Codec(prepare_data.bpe_codec([line], 200))
     assert codec.decode(codec.encode(line)) == line and time.process_time() - start < 3
     assert max(map(len, re.findall(codecs.WORDS, line))) <= 33
 
@@ -151,8 +263,8 @@ def test_bpe_learns_what_counting_anew_learns():
                 if (word[i], word[i + 1]) == (a, b):
                     word[i:i + 2] = [a + b]
                 i += 1
-    learned = prepare_data.bpe_codec(text, 60)["tokens"][256:]
-    assert [prepare_data.base64.b64decode(token) for token in learned] == merged
+    learned = prepare_data.bpe_codec([text], 60)["tokens"][256:]
+    assert [base64.b64decode(token) for token in learned] == merged
 
 
 def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
@@ -166,14 +278,12 @@ def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
     meta = json.loads(Path("data/mine/meta.json").read_text(encoding="utf-8"))
     Path("data/mine/val.bin").write_bytes(b"\1\0")
     Path("data/mine/meta.json").write_text(json.dumps({**meta, "val_tokens": 1}), encoding="utf-8")
-    with pytest.raises(SystemExit):
+    with pytest.raises(Unusable, match="needs two"):
         prepare_data.load("mine")
-    assert "needs two" in capsys.readouterr().err
 
 
 def test_text_is_named_after_its_file(here, capsys):
-    for file, name in (("my text (1).txt", "my-text-1"), ("../x/.hidden.txt", "hidden"), ("日本.txt", "text"),
-                       ("parity.txt", "parity-text")):
+    for file, name in (("my text (1).txt", "my-text-1"), ("../x/.hidden.txt", "hidden"), ("parity.txt", "parity-text")):
         path = Path("files", file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("one line " * 20, encoding="utf-8-sig")     # with a mark at its start, as on Windows
@@ -181,6 +291,212 @@ def test_text_is_named_after_its_file(here, capsys):
         err = capsys.readouterr().err
         assert f"python train.py --dataset={name}\n" in err and "vocabulary of 6" in err, err
         assert prepare_data.load(name)[0]["tokenizer"] == "char"
+
+
+def test_texts_of_different_names_do_not_share_a_data_set():
+    names = ["日本.txt", "中国.txt", "日本1.txt", "中国1.txt", "résumé.txt", "rúsumú.txt", "--.txt", "!!.txt", "a.txt",
+             "x" * 80 + "1.txt", "x" * 80 + "2.txt", "Привет.txt", "мир.txt", "\udce9.txt", "\udce8.txt"]
+    folders = [prepare_data.name_for_files([name]) for name in names]
+    folders.append(prepare_data.name_for_files(["a.txt", "b.txt"]))
+    assert len(set(folders)) == len(folders)
+    for folder in folders:
+        assert prepare_data.folder_of(f"{folder}-bpe65280").parent == Path("data")
+    composed, decomposed = "r\xe9sum\xe9.txt", "re\u0301sume\u0301.txt"     # one name, on two systems
+    assert prepare_data.name_for_files([composed]) == prepare_data.name_for_files([decomposed])
+
+
+def test_several_texts_are_joined_and_each_is_cut(here, capsys):
+    contents = ["a" * 100 + "\r\n", "b" * 50, "日本" * 15]
+    for n, content in enumerate(contents):
+        Path(f"{n}.txt").write_bytes(b"\xef\xbb\xbf" * (n == 2) + content.encode())
+    Path("own.txt").write_text("own text", encoding="utf-8")
+    cuts = [int(len(content) * 0.9) for content in contents]
+    flags = [f"--input={n}.txt" for n in range(3)]
+    want = ["".join(content[:cut] for content, cut in zip(contents, cuts)),
+            "".join(content[cut:] for content, cut in zip(contents, cuts))]
+    assert run(prepare_data, *flags) == 0
+    name = re.search(r"--dataset=(\S+)", capsys.readouterr().err)[1]
+    assert name == "0-1-2" and text_in(name) == want
+    assert prepare_data.load(name)[0]["source"] == "file: 0.txt, 1.txt, 2.txt"
+    assert run(prepare_data, f"--dataset={name}-bpe1") == 0 and text_in(f"{name}-bpe1") == want
+    assert run(prepare_data, *flags, "--val_input=own.txt", "--dataset=mine") == 0
+    assert text_in("mine") == ["".join(contents), "own text"]
+    assert run(prepare_data, "--dataset=mine-bpe1") == 0 and text_in("mine-bpe1") == ["".join(contents), "own text"]
+    assert run(prepare_data, "--input=0.txt", "--dataset=one") == 0
+    assert run(prepare_data, "--input=0.txt", "--val_input=0.txt", "--dataset=two") == 0
+    assert len({prepare_data.load(name)[0]["sha256"] for name in (name, "mine", "one", "two")}) == 4
+    for flags, named in ((["--val_input=own.txt"], "--input"), (["--input=0.txt", "--val_input=no.txt"], "no.txt"),
+                         (["--input=0.txt", "--input=no.txt"], "no.txt"), ([f"--input={os.devnull}"], "only once"),
+                         (["--input=own.txt", "--val_input=empty.txt"], "too short"),
+                         (["--input=empty.txt", "--val_input=own.txt"], "too short")):
+        Path("empty.txt").touch()
+        assert named in ends_in_one_line(prepare_data, flags, capsys)
+
+
+def test_the_cut_is_part_of_the_fingerprint():
+    texts_ = [prepare_data.text_of("", [TEXT[:cut]], [TEXT[cut:]]) for cut in (CUT, CUT - 1, CUT + 1)]
+    assert len({text.sha256 for text in texts_}) == 3
+    assert texts_[0].sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+
+
+FORMER = {"a": "32281cbd98c1dd2f", "b": "7e6737747f45526f", "parity": "73bbcd083e246350", "swaps": "d747c8463bcb8d33"}
+
+
+def test_data_are_what_they_always_were(here):
+    """The files of the former version, to the last bit."""
+    prepare_data.prepare("a", "char", "text.txt")
+    prepare_data.prepare("b", "bpe:40", "text.txt")
+    prepare_data.prepare("parity", length=9, rows=200)
+    prepare_data.prepare("swaps", length=9, rows=200, seed=3)
+    for name, known in FORMER.items():
+        contents = [path.read_bytes() for path in sorted(Path("data", name).glob("*.*")) if path.name != ".lock"]
+        assert hashlib.sha256(b"".join(contents)).hexdigest()[:16] == known, name
+
+
+# What parts may cut in two: line ends, marks, surrogate pairs, characters of 2, 3 and 4 bytes, words, long rows of one kind.
+PIECES = ["a", "'s", "'ll ", "don't", "e\u0301", " ", "  ", "\n", "\r\n", "\t", "🙂", "日本", "。", "、x", "ぁ", "9", "12,3", "\x1c", "\x85",
+          "\xa0", "\u3000", "!'s", "--", "_x", "٣", "\u200d", "\ufeff", "ab cd ", "x" * 40, " " * 40, "7" * 40, "." * 40, "日" * 40, "a\n\n b"]
+
+
+def tricky_text(seed, count=400):
+    return "".join(np.random.default_rng(seed).choice(PIECES, count))
+
+
+@pytest.mark.parametrize("pattern", ["words", "gpt2"])
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_of_a_text_in_parts_are_those_of_all_of_it(pattern, seed):
+    text = tricky_text(seed)
+    merged = [base64.b64encode(token).decode() for token in learn_pairs([text], 300)]
+    codec = codecs.Codec({"kind": "bpe", "pattern": pattern, "tokens": merged})
+    whole = codec.encode(text)
+    assert whole == [t for part in re.findall(codecs.WORDS, text) for t in codec.encode(part)] or pattern == "gpt2"
+    assert whole == codec.engine.encode_ordinary(text) or pattern == "words"
+    rng = np.random.default_rng(seed)
+    for most in (1, 2, 3, 10, 50, 1000):
+        cuts = [0, *np.cumsum(rng.integers(0, most + 1, size=len(text))), 10 ** 9]
+        parts = [text[a:b] for a, b in zip(cuts, cuts[1:])]
+        assert "".join(parts) == text
+        assert [t for tokens in codec.encode_parts(parts) for t in tokens] == whole
+        assert learn_pairs(parts, 30) == learn_pairs([text], 30)
+        numbers = [whole[a:b] for a, b in zip(cuts, cuts[1:])]
+        assert "".join(codec.decode_parts(numbers)) == text
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:30"])
+def test_data_do_not_depend_on_the_size_of_parts(here, monkeypatch, part, tokenizer):
+    for name, text in (("a", tricky_text(1)), ("b", "\ufeff" + tricky_text(2)), ("c", "日本\r\n" * 30), ("d", "x" * 5000)):
+        Path(f"{name}.txt").write_bytes(text.encode())
+        whole = text.removeprefix("\ufeff")
+        prepare_data.prepare(name, tokenizer, f"{name}.txt")
+        before = all_files()
+        with monkeypatch.context() as patch:
+            patch.setattr(texts, "PART", part)
+            prepare_data.prepare(name, tokenizer, f"{name}.txt")
+            assert all_files() == before
+            prepare_data.prepare(name)                          # from its own tokens
+            assert all_files() == before
+        cut = int(len(whole) * 0.9)
+        assert text_in(name) == [whole[:cut], whole[cut:]]
+
+
+@pytest.mark.parametrize("damage, where", [(b"\xe9 and so on", 0), (b"\xe9 and so on", 1000), (b"\xef\xbb\xbfna\xefve", 5), (b"cut \xe6\x97", 4)])
+@pytest.mark.parametrize("part", [1, 7, 1 << 17])
+def test_what_is_not_utf8_is_said_where(here, monkeypatch, capsys, damage, where, part):
+    monkeypatch.setattr(texts, "PART", part)
+    before = b"x" * where if where == 1000 else b""
+    Path("bad.txt").write_bytes(before + damage)
+    place = len(before) + next(n for n, byte in enumerate(damage) if byte in (0xe9, 0xe6) or damage[n:n + 2] == b"\xefv")
+    err = ends_in_one_line(prepare_data, ["--input=bad.txt"], capsys)
+    assert "bad.txt as UTF-8" in err and f"(byte {place:,} is" in err and not Path("data").exists()
+
+
+def test_preparing_takes_little_memory(here):
+    """Words that are all different, the hardest for pairs: at most 4 times the text more than a text of no size."""
+    pytest.importorskip("resource")                             # not on Windows
+    letters = np.random.default_rng(0).integers(97, 123, size=(1_500_000, 6), dtype=np.uint8)
+    letters[:, 5] = 32
+    Path("large.txt").write_bytes(letters.tobytes())
+    code = ("import resource, sys, prepare_data; prepare_data.prepare('mine', sys.argv[2], sys.argv[1]);"
+            "prepare_data.prepare('mine'); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    unit = 1 if sys.platform == "darwin" else 1024
+    for tokenizer in ("char", "bpe:10"):
+        peaks = []
+        for file in ("text.txt", "large.txt"):
+            done = subprocess.run([sys.executable, "-c", code, file, tokenizer], capture_output=True, text=True, check=True,
+                                  env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+            peaks.append(unit * int(done.stdout))
+        assert peaks[1] - peaks[0] < 4 * letters.size, (tokenizer, peaks)
+
+
+def test_from_python_nothing_exits(here, capsys):
+    """The line is that of the script."""
+    Path("data/broken").mkdir(parents=True)
+    Path("data/broken/meta.json").write_text("{", encoding="utf-8")
+    for flags, call in ((["--dataset=nope"], lambda: prepare_data.load("nope")),
+                        (["--dataset=nope"], lambda: prepare_data.prepare("nope")),
+                        (["--dataset=a/b"], lambda: prepare_data.load("a/b")),
+                        (["--dataset=broken"], lambda: prepare_data.load("broken")),
+                        (["--input=no.txt"], lambda: prepare_data.prepare("mine", input="no.txt")),
+                        (["--input=text.txt", "--tokenizer=bpe:0"], lambda: prepare_data.prepare("mine", "bpe:0", "text.txt")),
+                        (["--dataset=parity", "--rows=2000"], lambda: prepare_data.prepare("parity", length=5, rows=2000)),
+                        (["--dataset=text.txt"], lambda: prepare_data.prepare("text.txt", input="text.txt"))):
+        if "--dataset=text.txt" in flags:
+            Path("data/text.txt").touch()
+            flags.append("--input=text.txt")
+        if "--dataset=parity" in flags:
+            flags.append("--length=5")
+        capsys.readouterr()
+        with pytest.raises(Unusable) as raised:
+            call()
+        assert capsys.readouterr().err == ""
+        assert ends_in_one_line(prepare_data, flags, capsys) == f"error: {raised.value}\n"
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_of_large_files_a_sample_is_read_and_what_is_used_is_checked(here, monkeypatch, capsys, name):
+    prepare_data.prepare("mine", "char", "text.txt")
+    looks, look = [], prepare_data.check
+    monkeypatch.setattr(prepare_data, "SAMPLE", 4)
+    monkeypatch.setattr(prepare_data, "check", lambda tokens, *rest: looks.append(tokens.size) or look(tokens, *rest))
+    prepare_data.load("mine")
+    assert sum(looks) <= 2 * 64 * 4 < prepare_data.load("mine")[0]["val_tokens"]
+    path = Path(f"data/mine/{name}.bin")
+    damaged = np.fromfile(path, "<u2")
+    place = 306
+    damaged[place] = 999
+    damaged.tofile(path)
+    tokens = prepare_data.load("mine")[2][name]                     # it is not in the sample
+    tokens[np.arange(place)], tokens[place + 1]
+    for places in (place, np.array([[place, 5]]), [place], (np.array([place]),)):
+        with pytest.raises(Unusable, match="token 999 of a vocabulary of 41"):
+            tokens[places]
+    with pytest.raises(Unusable, match="token 999"):
+        tokens[:400].reshape(4, 100)[np.array([3])]
+    assert "damaged" in ends_in_one_line(train, [f for f in SMALL if "iters" not in f] + ["--max_iters=400"], capsys)
+    damaged[0] = 999
+    damaged.tofile(path)
+    with pytest.raises(Unusable, match=f"{name}.bin: token 999"):
+        prepare_data.load("mine")
+
+
+def test_damaged_data_are_neither_text_nor_replaced(here, offline, capsys):
+    """Tokens that are all in the vocabulary, but say something else."""
+    prepare_data.prepare("mine", "char", "text.txt")
+    tokens = np.fromfile("data/mine/val.bin", "<u2")
+    tokens[7] = (tokens[7] + 1) % 41
+    tokens.tofile("data/mine/val.bin")
+    before = all_files()
+    for flags in (["--dataset=mine"], ["--dataset=mine-bpe5"], ["--dataset=mine", "--tokenizer=bpe:5"]):
+        assert "data/mine is damaged" in ends_in_one_line(prepare_data, flags, capsys).replace("\\", "/")
+        assert all_files() == before
+    assert run(prepare_data, "--dataset=mine", "--input=text.txt") == 0 and text_in("mine")[1] == TEXT[CUT:]
+
+
+def test_a_task_is_no_text(here, capsys):
+    prepare_data.prepare("parity", length=8, rows=120)
+    assert "is a task" in ends_in_one_line(prepare_data, ["--dataset=parity-bpe5"], capsys)
+    assert "parity" in ends_in_one_line(prepare_data, ["--dataset=parity", "--val_input=text.txt"], capsys)
 
 
 def test_task_targets_are_what_they_say():
@@ -208,8 +524,9 @@ def test_only_a_task_has_a_length(here):
     meta = json.loads(Path("data/mine/meta.json").read_text(encoding="utf-8"))
     Path("data/mine/meta.json").write_text(json.dumps({**meta, "length": [16]}), encoding="utf-8")
     assert run(train, *SMALL) == 0
-    assert run(train, "--dataset=swaps", *SMALL[1:], "--max_iters=1", "--curriculum=", "--block_size=32", "--overwrite=1") == 0
-    assert rows("out")[0]["tokens"] == 4 * 32                                   # and no curriculum if one says so
+    small = [flag for flag in SMALL[1:] if not flag.startswith("--block_size")]
+    assert run(train, "--dataset=swaps", *small, "--curriculum=", "--overwrite=1", "--out_dir=swaps") == 0
+    assert rows("swaps")[0]["tokens"] == 3 * 4 * 32                                   # and no curriculum if one says so
 
 
 def test_task_has_no_more_inputs_than_it_was_trained_on():

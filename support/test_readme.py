@@ -62,7 +62,7 @@ def stand_ins(here, monkeypatch):
     """Small ones of the texts, data and runs that the README's quick commands need."""
     text = TEXT + "ROMEO: what?\n" * 9
     Path("text.txt").write_text(text, encoding="utf-8", newline="\n")
-    monkeypatch.setattr(prepare_data, "shakespeare", lambda folder: (TEXT, "test"))
+    monkeypatch.setattr(prepare_data, "download", lambda: prepare_data.short_text("test", TEXT))
     prepare_data.prepare("mine", "char", "text.txt")
     prepare_data.prepare("parity", length=8, rows=120)
     assert run(train, *SMALL, "--lrt=1", "--out_dir=out") == 0
