@@ -226,13 +226,13 @@ def is_there(dataset):
 def meaning_of(dataset):
     """(the data set whose text this one is to have, the tokens) of a name that says so, such as
     shakespeare-bpe1024; of another, itself and no tokens."""
-    found = re.fullmatch(r"(.+)-(char|gpt2|bpe)(\d*)", dataset)
+    found = re.fullmatch(r"(.+)-(char|gpt2|bpe\d*)", dataset)
     if not found:
         return dataset, ""
-    base, kind, merges = found.groups()
-    if kind == "bpe":
-        return base, f"bpe:{merges}" if merges else ""
-    return base, kind
+    base, tokens = found.groups()
+    if tokens == "bpe":                 # of how many merges must be said
+        return base, ""
+    return base, tokens.replace("bpe", "bpe:")
 
 
 def has(dataset, key):
@@ -244,9 +244,21 @@ def has(dataset, key):
         return ""
 
 
+def tokens_of(dataset):
+    """The tokenizer of a data set that is there; else nothing."""
+    tokenizer = has(dataset, "tokenizer")
+    return tokenizer if is_tokenizer(tokenizer) else ""
+
+
+def is_tokenizer(name):
+    if name in ("char", "gpt2"):
+        return True
+    return bool(re.fullmatch(r"bpe:[1-9]\d{,4}", name)) and int(name[4:]) <= MAX_VOCAB - 256
+
+
 def with_tokens(dataset, tokenizer):
     """The name for a text in these tokens: that of the data set, if it has or would get them."""
-    usual = has(dataset, "tokenizer") or "char"
+    usual = tokens_of(dataset) or "char"
     if tokenizer in ("", usual):
         return dataset
     return f"{dataset}-{tokenizer.replace(':', '')}"
@@ -276,13 +288,14 @@ def refuse_other_text(dataset, text):
 
 # ---- data/NAME/
 
-def prepare(dataset="", tokenizer="", input=(), val_input="", length=32, rows=20_000, seed=0,
-            replace=True):
+def prepare(dataset="", tokenizer="", input=(), length=32, rows=20_000, seed=0, replace=True,
+            val_input=""):
     """Write data/NAME/ and return the name: `dataset`, or one that follows from the rest.
 
-    input: a path or several; none: the text that the data set has, or tiny Shakespeare.
-    tokenizer: char, gpt2 or bpe:N; none: what the data set has, or char. length, rows, seed: of a
-    task. With replace=False a data set that is there stays as it is.
+    input: a path or several; none: the text that the data set has, or tiny Shakespeare. val_input:
+    a path; then all of input is for training. tokenizer: char, gpt2 or bpe:N; none: what the data
+    set has, or char. length, rows, seed: of a task. With replace=False a data set that is there
+    stays as it is.
     Raises Unusable, which says what is wrong; then nothing has changed."""
     if dataset:
         folder_of(dataset)
@@ -300,10 +313,7 @@ def prepare(dataset="", tokenizer="", input=(), val_input="", length=32, rows=20
 
 
 def check_tokenizer(tokenizer):
-    if tokenizer in ("", "char", "gpt2"):
-        return
-    found = re.fullmatch(r"bpe:([1-9]\d{,4})", tokenizer)
-    if not found or int(found[1]) > MAX_VOCAB - 256:
+    if tokenizer and not is_tokenizer(tokenizer):
         raise Unusable(f"--tokenizer={tokenizer}: must be char, gpt2 or bpe:N with N from 1 to "
                        f"{MAX_VOCAB - 256}")
 
@@ -325,7 +335,7 @@ def prepare_given(dataset, tokenizer, inputs, val_input):
             name = "shakespeare"
         dataset = with_tokens(name, tokenizer)
         refuse_other_text(dataset, text)
-    tokenizer = tokenizer or has(dataset, "tokenizer") or "char"
+    tokenizer = tokenizer or tokens_of(dataset) or "char"
     entry = codec_for(text, tokenizer)
     with own(folder_of(dataset), "--dataset", wait=True):
         write_text(dataset, text, entry, tokenizer)
@@ -337,14 +347,15 @@ def prepare_known(dataset, tokenizer, replace):
     if dataset:
         base, meant = meaning_of(dataset)
         sources = [dataset, base]
-        tokenizer = tokenizer or has(dataset, "tokenizer") or meant
+        tokenizer = tokenizer or tokens_of(dataset) or meant
+        check_tokenizer(tokenizer)
         if base != dataset and not tokenizer:
             raise Unusable(f"no {folder_of(dataset).absolute()}; to make it, add --tokenizer=bpe:N")
     else:
         base = "shakespeare"
         dataset = with_tokens(base, tokenizer)
         sources = [base, dataset]
-        tokenizer = tokenizer or has(dataset, "tokenizer")
+        tokenizer = tokenizer or tokens_of(dataset)
     if "shakespeare" not in sources and not any(map(is_there, sources)):
         raise Unusable(f"no {folder_of(dataset).absolute()}; to make it: "
                        f"python prepare_data.py --dataset={dataset} --input=FILE")
@@ -501,12 +512,12 @@ def check_targets(task, splits):
 
 @dataclass
 class Settings:
-    dataset: str = option("", "name of the folder in data/, as the text and the tokens have it if "
-                              "not given; parity and swaps are tasks")
-    tokenizer: str = option("", "char, gpt2 or bpe:N, N merges learned from the text; none: what "
-                                "the data set has, or char")
-    input: tuple = option((), "UTF-8 text to use; several are joined; none: the text that the data "
-                              "set has, or tiny Shakespeare", bool, repeat=True)
+    dataset: str = option("", "name of the folder in data/; parity and swaps are tasks; none: a "
+                              "name that follows from the text and the tokens", bool)
+    tokenizer: str = option("", "char, gpt2 or bpe:N, N merges learned from the text; none: as the "
+                                "data set has it, or char", bool)
+    input: tuple = option((), "UTF-8 text, the first 90% for training; none: the text that the "
+                              "data set has, or tiny Shakespeare, downloaded", bool, repeat=True)
     val_input: str = option("", "UTF-8 text for validation; then all of --input is for training",
                             bool)
     length: int = option(32, "of a task's rows", (1, 100_000))

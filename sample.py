@@ -13,7 +13,7 @@ from support.script import Unusable, say, script, warn
 
 @dataclass
 class Settings:
-    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint file",
+    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint",
                           bool)
     prompt: str = option("", "text to go on from, or FILE:path; none: a line break")
     num_samples: int = option(1, "how many texts, one after the other", (1, 10 ** 9))

@@ -1,4 +1,4 @@
-"""Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h lists all settings)
+"""Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h: all settings)
 On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
 Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl, a row for each
 evaluation; steps.csv, a row each log_interval; run.json. The loop is in train(), at the end."""
@@ -6,7 +6,6 @@ import math
 import os
 import re
 import sys
-from collections import deque
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,15 +13,16 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import prepare_data
 import sample
 from lrt import GPT, GPTConfig
-from support.checkpoint import find_device, load_checkpoint
+from support.checkpoint import find_checkpoint, find_device, find_dtype, load_checkpoint
+from support.going_on import (old_settings, refuse_other_data, refuse_other_model, row_of_best,
+                              settings_to_go_on, take_over)
 from support.optimizer import make_optimizers
-from support.options import MAX_SEED, option, parse, value_of
+from support.options import MAX_SEED, option, typed
+from support.plan import Pace, Plan
 from support.processes import device_name, joined, keep_gradients, who_am_i
 from support.run_folder import RunFolder
 from support.script import Unusable, command, on_terminal, say, script, warn
@@ -30,7 +30,7 @@ from support.stopping import Stop
 
 SAVE_SECONDS = 60               # from one last.pt to the next, evaluation or not
 SAVE_SHARE = 0.05               # of the time, at most, goes into writing last.pt
-TRIAL_TOKENS = 2 ** 14          # evaluated before the first step: does it work, how long does it take?
+TRIAL_TOKENS = 2 ** 14          # evaluated before the first step, to see that and how fast it works
 BIG = 10 ** 9
 
 
@@ -38,69 +38,79 @@ BIG = 10 ** 9
 
 @dataclass
 class Settings:
-    dataset: str = option("shakespeare", "in data/; parity and swaps are tasks with their own settings")
+    dataset: str = option("shakespeare", "in data/; parity and swaps are tasks: other defaults")
     out_dir: str = option("out", "where checkpoints and the log go", bool)
     overwrite: int = option(0, "1: replace the run that out_dir holds", [0, 1])
-    resume: str = option("", "folder of a run to go on with, as it was started or longer; auto: with "
-                             "the one in out_dir, if there is one", bool)
-    init_from: str = option("", "folder or checkpoint of a run whose weights a new one begins with", bool)
-    eval_only: int = option(0, "1: only the exact loss of the run in out_dir, or in init_from, on its "
-                               "own or on another dataset", [0, 1])
-    block_size: int = option(128, "context: tokens attention sees; of text, length of rows, T", (1, BIG))
+    resume: str = option("", "folder of a run to go on with, as it was started or longer; "
+                             "auto: with the one in out_dir, if there is one", bool)
+    init_from: str = option("", "folder or checkpoint of a run whose weights a new one "
+                                "begins with", bool)
+    eval_only: int = option(0, "1: only the exact loss of the run in out_dir, or in init_from, "
+                               "on its own or on another dataset", [0, 1])
+    block_size: int = option(128, "context: tokens attention sees; of text, length of rows, T",
+                             (1, BIG))
     n_layer: int = option(2, "layers, L", (1, BIG))
     n_head: int = option(4, "attention heads in each layer, H", (1, BIG))
     n_embd: int = option(128, "width (dim), C", (1, BIG))
     dropout: float = option(0.0, "worth it when the same text is read many times")
     lrt: int = option(0, "1: hand each token the state of the one before it", [0, 1])
-    lrt_mode: str = option("parallel", "the dial, or token by token: exact, slow", ["parallel", "sequential"])
-    lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact", (1, BIG))
+    lrt_mode: str = option("parallel", "the dial, or token by token: exact, slow",
+                           ["parallel", "sequential"])
+    lrt_subsets: int = option(2, "S: interleaved subsets of the positions; S = block_size is exact",
+                              (1, BIG))
     lrt_sweeps: int = option(1, "K: how often each subset is recomputed", (1, BIG))
-    lrt_loss_weights: str = option("", "K + 1 numbers: of pass 0, of sweep 1 .. K; none: each pass alike")
-    lrt_hops: str = option("", "the passes find the memory, one more has the gradient, which goes back "
-                               "so many tokens: 0, 1, 2 ...; none: it goes through all passes")
+    lrt_loss_weights: str = option("", "K + 1 numbers: of pass 0, of sweep 1 .. K; none: each pass "
+                                   "alike")
+    lrt_hops: str = option("", "the passes find the memory, one more has the gradient, which "
+                               "goes back so many times; none: it goes through all passes")
     lrt_memory_layer: int = option(-1, "layer whose output is the memory, 1 .. L; -1: the last")
-    lrt_memory_proj: str = option("shared", "one projection for all layers, or each", ["shared", "layerwise"])
+    lrt_memory_proj: str = option("shared", "one projection for all layers, or each",
+                                  ["shared", "layerwise"])
     max_iters: int = option(1500, "steps (iterations; there are no epochs)", (1, 10 ** 7))
     batch_size: int = option(8, "rows in a batch of each process", (1, BIG))
     gradient_accumulation_steps: int = option(1, "batches whose gradients make one step", (1, BIG))
-    max_flops: float = option(0.0, "compute that says how many steps there are; with max_iters: at most "
-                                   "so many (0: no limit)", (0, 1e30))
+    max_flops: float = option(0.0, "compute that says how many steps there are; with max_iters: at "
+                                   "most so many (0: no limit)", (0, 1e30))
     learning_rate: float = option(1.6e-2, "lr after the warm-up, the highest", (0, BIG))
     min_lr: float = option(0.0, "lr at the end, the lowest", (0, BIG))
     warmup_iters: int = option(50, "steps from 0 to learning_rate", (0, BIG))
     weight_decay: float = option(0.1, "of the hidden matrices", (0, BIG))
     grad_clip: float = option(1.0, "largest norm of the gradient (0: no limit)", (0, BIG))
-    curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 (tasks)")
+    curriculum: str = option("", "rows cut to a length for so many steps, then whole: 4:100,8:100 "
+                                 "(tasks)")
     seed: int = option(1337, "of the weights and the data order", (0, MAX_SEED))
     eval_interval: int = option(750, "steps from one evaluation to the next", (1, BIG))
-    eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly", (1, BIG))
+    eval_tokens: int = option(2 ** 17, "of a longer validation split, this many, spread evenly",
+                              (1, BIG))
     log_interval: int = option(50, "steps from one line of progress to the next", (1, BIG))
     device: str = option("", "cpu, cuda, mps ...; none: the best one here")
-    dtype: str = option("", "of products; none: bfloat16 on a GPU that has it", ["", "float32", "bfloat16"])
+    dtype: str = option("", "of products; none: bfloat16 on a GPU that has it",
+                        ["", "float32", "bfloat16"])
     compile: int = option(-1, "torch.compile; -1: on cuda; on a CPU, try it", [-1, 0, 1])
 
 
-# What a task is trained with unless told otherwise. Attention sees no more than the rows it learned on.
+# What a task is trained with unless told otherwise. Attention sees no more than its rows.
 ANY_TASK = dict(block_size=32, batch_size=64, learning_rate=8e-3, warmup_iters=20)
 TASK_SETTINGS = dict.fromkeys(prepare_data.TASKS, ANY_TASK)
 TASK_SETTINGS["parity"] = dict(ANY_TASK, max_iters=150, eval_interval=50, log_interval=25)
-TASK_SETTINGS["swaps"] = dict(ANY_TASK, max_iters=600, eval_interval=200, curriculum="4:100,8:100,16:100")
+TASK_SETTINGS["swaps"] = dict(ANY_TASK, max_iters=600, eval_interval=200,
+                              curriculum="4:100,8:100,16:100")
 
-# What a run may have another value of when it goes on
-MAY_CHANGE = ("max_iters", "device", "compile", "eval_interval", "log_interval")
 # What has a meaning with --eval_only=1
-OF_AN_EVALUATION = ("eval_only", "out_dir", "resume", "init_from", "dataset", "eval_tokens", "device")
+OF_AN_EVALUATION = ("eval_only", "out_dir", "resume", "init_from", "dataset", "eval_tokens",
+                    "device")
 
 
 def dial(s):
-    """What the model is asked for in training: subsets (None: token by token), sweeps, loss_weights,
-    and hops, if there are any."""
-    arguments = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps, "loss_weights": None}
+    """What the model is asked for in training: subsets (None: token by token), sweeps, loss_weights
+    and hops."""
+    arguments = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps, "loss_weights": None,
+                 "hops": None}
     if s.lrt_mode == "sequential":
         arguments["subsets"] = None
     if s.lrt_loss_weights:
         arguments["loss_weights"] = [float(number) for number in s.lrt_loss_weights.split(",")]
-    if s.lrt_hops not in ("", "none"):
+    if s.lrt_hops:
         arguments["hops"] = int(s.lrt_hops)
     return arguments
 
@@ -111,7 +121,7 @@ def is_exact(s):
 
 
 def refuse_contradictions(s):
-    """Raises Unusable for settings that are allowed one by one, but not together, or not in this form."""
+    """Raises Unusable for settings that are allowed, but not together or not in this form."""
     changed = [f.name for f in fields(s) if getattr(s, f.name) != f.default]
     for name in changed:
         if name.startswith("lrt_") and not s.lrt:
@@ -122,7 +132,7 @@ def refuse_contradictions(s):
                 refuse(s, name, "--lrt_mode=sequential is exact already")
     if "lrt_subsets" in changed and s.lrt_subsets > s.block_size:
         refuse(s, "lrt_subsets", "more than --block_size")
-    if not re.fullmatch(r"\d{,9}|none", s.lrt_hops):
+    if not re.fullmatch(r"\d{,9}", s.lrt_hops):
         refuse(s, "lrt_hops", "must be a whole number from 0, or none")
     if s.lrt_loss_weights:
         refuse_loss_weights(s)
@@ -135,7 +145,7 @@ def refuse_contradictions(s):
 
 def refuse_loss_weights(s):
     """Raises Unusable unless they are K + 1 numbers that lead somewhere."""
-    if s.lrt_hops not in ("", "none"):
+    if s.lrt_hops:
         refuse(s, "lrt_loss_weights", f"with --lrt_hops={s.lrt_hops} one pass has all of the loss")
     number = r"(\d+\.?\d*|\.\d+)"
     numbers = s.lrt_loss_weights.split(",")
@@ -191,9 +201,9 @@ def batch(data, s, T, step, processes, device):
 
 
 def windows(data, T, most, vocab_size, device):
-    """The validation split in order, as batches of rows of T; of text, also the shorter last row. Of
-    more than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or are of
-    one row."""
+    """The validation split in order, as batches of rows of T; of text, also the shorter last row.
+    Of more than `most` tokens, that many, spread evenly. Logits of a batch take 256 MB at most, or
+    are of one row."""
     x, y = data["val"][:-1], data["val"][1:]
     if "val_y" in data:
         x, y = data["val"].ravel(), data["val_y"].ravel()
@@ -274,8 +284,8 @@ def measure(logits_of, s, codec, data, device, stop=None):
 
 
 def evaluate(model, s, codec, data, stop=None):
-    """A part of a row of log.jsonl: exact loss, and accuracy (task) or bits per byte (text), over the
-    validation split; and those of the training graph. None if told to stop meanwhile."""
+    """A part of a row of log.jsonl: exact loss, and accuracy (task) or bits per byte (text), over
+    the validation split; and those of the training graph. None if told to stop meanwhile."""
     model.eval()
     device = model.embed.weight.device
     exact = measure(lambda x: exact_logits(model, x), s, codec, data, device, stop)
@@ -300,12 +310,12 @@ def as_row(exact, graph, data):
 
 @torch.no_grad()
 def accuracy_by_length(model, meta, seed):
-    """{length: share of right answers, exact, in the last tenth} for 1 to 16 times the trained length,
-    of 256 rows that no training has seen."""
+    """{length: share of right answers, exact, in the last tenth} for 1 to 16 times the trained
+    length, of 256 rows that no training has seen."""
     T = meta["length"]
     rows = prepare_data.task_rows(meta["task"], 256, 16 * T, np.random.default_rng(seed))
     x, y = to_tensors(model.embed.weight.device, *rows)
-    right = score(exact_logits(model.eval(), x), y)[1].mean(0)
+    right = score(model.eval().forward_sequential(x)[0], y)[1].mean(0)
     shares = {}
     for length in (T, 2 * T, 4 * T, 8 * T, 16 * T):
         start = min(length - 1, int(length * 0.9))
@@ -314,7 +324,7 @@ def accuracy_by_length(model, meta, seed):
 
 
 def badness(row):
-    """What the best row has the least of: exact loss; of a task, the share of wrong answers, then that."""
+    """What the best row has least of: exact loss; of a task first the share of wrong answers."""
     return -row.get("val_accuracy_exact", 0.0), row["val_loss_exact"]
 
 
@@ -334,7 +344,7 @@ def in_words(row, s):
 
 
 def verdict(row):
-    """A line: does decoding do what the training graph shows? A task's answers decide, not its loss."""
+    """A line: does decoding do what the training graph shows? Of a task, by its answers."""
     if "val_accuracy" in row:
         name, threshold = "accuracy", 0.02
         gap = row["val_accuracy_exact"] - row["val_accuracy"]
@@ -344,8 +354,8 @@ def verdict(row):
         gap = row["val_loss_exact"] - row["val_loss"]
         worse = gap > threshold
     if worse:
-        words = ("THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train nearer "
-                 "to it")
+        words = ("THEY DISAGREE, decoding is worse; more --lrt_subsets or --lrt_sweeps train "
+                 "nearer to it")
     elif abs(gap) > threshold:
         words = "decoding is better"
     else:
@@ -377,8 +387,7 @@ class Run:
         self.rows = []                      # of the log, one for each evaluation
         self.best = None                    # the one whose weights are in best.pt
         self.evaluated = 0                  # the step of the last evaluation
-        self.lengths, self.tokens, self.flops = plan(self.model, s, T, processes.count)
-        self.steps = len(self.lengths)
+        self.plan = Plan(self.model, dial(s), s, T, processes.count)
 
     def say(self, line):
         """Print a line; only the first process does."""
@@ -393,111 +402,29 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def find_dtype(name, device):
-    """Of matrix products: as asked for, or bfloat16 on a GPU that has it."""
-    if name:
-        return name
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    return "float32"
-
-
-def tokens_of(run, step):
-    """In the batch of a step, from 1."""
-    return run.tokens[step - 1] - (run.tokens[step - 2] if step > 1 else 0)
-
-
-def plan(model, s, T, processes):
-    """Of each step the length of its rows, (steps,), and after it the tokens and FLOPs so far. Without
-    --max_iters, s.max_iters becomes what --max_flops allows. Raises Unusable if that is no step."""
-    cost = {}
-    def flops(length):
-        if length not in cost:
-            cost[length] = flops_of_row(model, s, length)
-        return cost[length]
-
-    rows = processes * s.gradient_accumulation_steps * s.batch_size
-    if s.max_iters == 0:
-        s.max_iters = min(10 ** 7, 1 + len(curriculum(s)) + int(s.max_flops / (rows * flops(T))))
-    lengths = row_lengths(s, T)
-    tokens = rows * lengths.cumsum()
-    spent = rows * np.cumsum([flops(length) for length in lengths.tolist()])
-    steps = s.max_iters
-    if s.max_flops:
-        steps = int((spent <= s.max_flops).sum())
-    if steps < 1:
-        raise Unusable(f"--max_flops={s.max_flops:g} is less than one step, {spent[0]:.3g}")
-    return lengths[:steps], tokens[:steps], spent[:steps]
-
-
-def curriculum(s):
-    """Lengths of the rows in its steps."""
-    lengths = []
-    for stage in s.curriculum.split(",") if s.curriculum else []:
-        length, steps = map(int, stage.split(":"))
-        lengths += [length] * steps
-    return lengths
-
-
-def row_lengths(s, T):
-    """Lengths of the rows in each of max_iters steps, at most T."""
-    first = np.array(curriculum(s)[:s.max_iters], dtype=int)
-    return np.concatenate([first, np.full(s.max_iters - len(first), T)]).clip(max=T)
-
-
-def flops_of_row(model, s, length):
-    """FLOPs of a forward and a backward pass of one row; attention as in SDPA's maths."""
-    x = torch.zeros(1, length, dtype=torch.long, device=model.embed.weight.device)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(x, x, **dial(s))[1].backward()
-    model.zero_grad()
-    return float(counter.get_total_flops())
-
-
 # ---- To begin, and to go on
 
 def new_run(s, taken, processes):
-    """A Run from its start, in a folder that becomes its own until `taken`, an ExitStack, is closed."""
+    """A Run from its start. Its folder is its own until `taken`, an ExitStack, is closed."""
     refuse_contradictions(s)
     folder = taken.enter_context(RunFolder(s.out_dir))
     run = Run(s, folder, processes)
     if s.init_from:
-        begin_with_weights(run, s.init_from, load_checkpoint(s.init_from)[2])
+        begin_with_weights(run, s.init_from)
     if processes.first:
         folder.claim()
         folder.begin(s.overwrite)
     return run
 
 
-def begin_with_weights(run, path, checkpoint):
+def begin_with_weights(run, path):
     """Another run's weights; what they lack starts as usual."""
-    refuse_other_data(run, path, checkpoint, ["codec"])
-    refuse_other_model(run, path, checkpoint)
+    checkpoint = load_checkpoint(path)[2]
+    refuse_other_data(path, checkpoint, run.meta, run.s.dataset, ["codec"])
+    refuse_other_model(path, checkpoint, run.config)
     missing = run.model.load_state_dict(checkpoint["model"], strict=False).missing_keys
     usual = f"; starting as usual: {', '.join(missing)}" if missing else ""
     run.say(f"weights of {path}{usual}")
-
-
-def refuse_other_data(run, path, checkpoint, keys):
-    """Raises Unusable if the meta data of checkpoint and data differ in one of the keys."""
-    old, new = checkpoint["meta"], run.meta
-    if any(old.get(key) != new[key] for key in keys):
-        raise Unusable(f"{path} was trained on --tokenizer={old.get('tokenizer')} of "
-                       f"{old.get('source')}; data/{run.s.dataset} is --tokenizer={new['tokenizer']} "
-                       f"of {new['source']}")
-
-
-def refuse_other_model(run, path, checkpoint):
-    """Raises Unusable if the checkpoint's weights do not fit into the model."""
-    old = GPTConfig(**checkpoint["config"])
-    names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"}
-    if old.lrt:
-        names |= {"lrt": "lrt", "lrt_memory_layer": "memory_layer", "lrt_memory_proj": "memory_proj"}
-    for setting, name in names.items():
-        had = getattr(old, name)
-        if had != getattr(run.config, name):
-            had = int(had) if had is True else had
-            raise Unusable(f"{path} needs --{setting}={had}")
 
 
 def found_run(s, given, processes):
@@ -513,9 +440,7 @@ def found_run(s, given, processes):
 
 def resumed_run(s, given, taken, processes):
     """A Run as its last.pt left it, with the settings that it was started with; see new_run()."""
-    path = Path(s.resume)
-    if not path.is_file():
-        path = path / "last.pt"
+    path = find_checkpoint(s.resume, ["last.pt"])
     folder = taken.enter_context(RunFolder(path.parent))
     if processes.first and path.is_file():
         folder.claim()
@@ -523,103 +448,39 @@ def resumed_run(s, given, taken, processes):
     s = settings_to_go_on(s, given, path, last, processes)
     refuse_contradictions(s)
     run = Run(s, folder, processes)
-    refuse_other_data(run, path, last, ["codec", "sha256"])
-    refuse_other_model(run, path, last)
+    refuse_other_data(path, last, run.meta, s.dataset, ["codec", "sha256"])
+    refuse_other_model(path, last, run.config)
     take_over(run, path, last)
+    run.saved_step = run.step
     if processes.first:
         folder.go_on(run.step, run.rows)
         run.best = row_of_best(run)
-    if run.rows and run.step == run.steps == run.evaluated and not s.max_flops:
-        run.say(f"{folder.path} is finished; longer: --max_iters={2 * run.step}; new run, same weights: "
-                "--init_from")
+    if run.rows and run.step == run.plan.steps == run.evaluated and not s.max_flops:
+        run.say(f"{folder.path} is finished; longer: --max_iters={2 * run.step}; new run, same "
+                "weights: --init_from")
     return run
 
 
-def settings_to_go_on(s, given, path, last, processes):
-    """The settings of a run, but for those that may change. Raises Unusable for what may not."""
-    again = "new run, same weights: " + command(f"--init_from={path}", "--out_dir=NEW")
-    old = old_settings(path, last, again)
-    if last["processes"] != processes.count:
-        raise Unusable(f"{path} is of a run of {last['processes']} processes, this one has "
-                       f"{processes.count}: another run")
-    old.out_dir = old.resume = str(path.parent)
-    new = replace(old)
-    for name in given:
-        had, value = getattr(old, name), getattr(s, name)
-        if name == "resume" or value == had:
-            continue
-        if name not in MAY_CHANGE:
-            raise Unusable(f"--{name}={value}: that run has {had!r}, and goes on as it was started; {again}")
-        setattr(new, name, value)
-    if new.max_iters < old.max_iters:
-        raise Unusable(f"--max_iters={new.max_iters} is less than {old.max_iters}, which the learning "
-                       "rate is made for")
-    if new.max_iters > old.max_iters and processes.first:
-        say(f"the learning rate now falls over {new.max_iters:,} steps, not {old.max_iters:,}: another plan")
-    return new
-
-
-def old_settings(path, last, again):
-    """Settings, from last.pt. Raises Unusable if it has none that could be typed."""
-    try:
-        old = Settings(**last["settings"])      # a TypeError, if it has settings that are no more
-        for f in fields(old):
-            value = getattr(old, f.name)
-            if value != "":
-                setattr(old, f.name, value_of(f, str(value)))
-        return old if last["processes"] else None
-    except (KeyError, TypeError) as e:
-        raise Unusable(f"{path} is not of a run of this train.py, or has nothing to go on from; "
-                       f"{again}") from e
-
-
-def take_over(run, path, last):
-    """All that changes in a run. Raises Unusable if last.pt has not all of it."""
-    run.model.load_state_dict(last["model"])
-    try:
-        for optimizer, state in zip(run.optimizers, last["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        run.step = range(run.steps + 1).index(last["iter"])
-        run.seconds = float(last["seconds"])
-        run.recent = [float(loss) for loss in last["recent"]]
-        run.rows = [row for row in last["rows"] if row["iter"] > 0 and badness(row)[1] >= 0]
-        run.evaluated = run.rows[-1]["iter"] if run.rows else 0
-    except Exception as e:      # a hostile file can raise anything at all
-        raise Unusable(f"{path} has not what a run of this model goes on from "
-                       f"({type(e).__name__})") from e
-
-
-def row_of_best(run):
-    """The row of the evaluation that best.pt was written after. None if there is no best.pt, or not
-    of this run: then the next evaluation writes one."""
-    try:
-        best = load_checkpoint(run.folder / "best.pt")[2]
-    except (OSError, Unusable):
-        best = {}
-    for row in run.rows:
-        if row["iter"] == best.get("iter") and best.get("row", row) == row:
-            return row
-    if run.rows:
-        warn(f"warning: {run.folder.path} has no best.pt of this run; the next evaluation makes one")
-    return None
+def compiles_by_default(s, device):
+    return device.type == "cuda" and s.lrt_mode != "sequential"
 
 
 def compiled(run):
-    """The model, compiled if that is asked for or, on CUDA, by default. Raises Unusable if it is asked
-    for and does not work; by default the run goes on without."""
+    """The model, compiled if that is asked for or, on CUDA, by default. If it does not work: raises
+    Unusable if it is asked for; by default the run goes on without."""
     s = run.s
-    by_default = s.compile == -1 and run.device.type == "cuda" and s.lrt_mode != "sequential"
-    if s.compile != 1 and not by_default:
+    if s.compile == 0 or s.compile == -1 and not compiles_by_default(s, run.device):
         return run.model
     run.say("compiling, a minute or so ...")
     compute = torch.compile(run.model)
-    x = torch.zeros(s.batch_size, int(run.lengths[-1]), dtype=torch.long, device=run.device)
+    x = torch.zeros(s.batch_size, int(run.plan.lengths[-1]), dtype=torch.long, device=run.device)
     try:
         with run.autocast():
             loss = compute(x, x, **dial(s))[1]
         loss.backward()
     except Exception as e:      # a compiler can raise anything at all
-        why = f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0]:.120})"
+        first_line = str(e).strip().splitlines()[0] if str(e).strip() else ""
+        why = f"torch.compile does not work here ({type(e).__name__}: {first_line:.120})"
         if s.compile == 1:
             raise Unusable(f"--compile=1: {why}") from e
         run.say(f"not compiled, so slower: {why}")
@@ -631,23 +492,25 @@ def compiled(run):
 
 def announce(run):
     """Write run.json, and tell what is going to happen."""
-    s, processes = run.s, run.processes
+    s, processes, plan = run.s, run.processes, run.plan
     parameters = sum(p.numel() for p in run.model.parameters())
     if processes.first:
         data = {key: value for key, value in run.meta.items() if key != "codec"}
-        run.folder.describe({
-            "settings": asdict(s), "data": data, "parameters": parameters, "processes": processes.count,
-            "flops": run.flops[-1], "torch": torch.__version__, "python": sys.version})
-    gflop = np.diff(run.flops, prepend=0).max() / 1e9
+        run.folder.describe({"settings": asdict(s), "data": data, "parameters": parameters,
+                             "processes": processes.count, "flops": plan.flops[-1],
+                             "torch": torch.__version__, "python": sys.version})
+    gflop = np.diff(plan.flops, prepend=0).max() / 1e9
     where = run.device.type
     if processes.count > 1:
         where += f" x {processes.count}"
-    run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, {where} {run.dtype}, "
-            f"torch {torch.__version__}; {run.meta['source']}")
+    run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, "
+            f"{where} {run.dtype}, torch {torch.__version__}; {run.meta['source']}")
+    if run.step > 0:
+        return
     if s.max_flops:
-        run.say(what_ends(run))
-    if run.steps <= s.warmup_iters:
-        run.say(f"the run ends while its learning rate still rises: {run.steps:,} steps, "
+        run.say(plan.what_ends(s))
+    if plan.steps <= s.warmup_iters:
+        run.say(f"the run ends while its learning rate still rises: {plan.steps:,} steps, "
                 f"--warmup_iters={s.warmup_iters:,}")
 
 
@@ -658,20 +521,9 @@ def name_of(s):
     name = f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
     if s.lrt_mode == "sequential":
         name = "LRT, token by token"
-    if "hops" in dial(s):
-        name += f", gradient of one pass and {dial(s)['hops']} hops"
+    if dial(s)["hops"] is not None:
+        name += f", one pass with gradients, {dial(s)['hops']} hops"
     return name
-
-
-def what_ends(run):
-    """A line: which of --max_flops and --max_iters comes first."""
-    s, n = run.s, run.steps
-    one = run.flops[-1] / n
-    if n > 1:
-        one = run.flops[-1] - run.flops[-2]
-    if run.flops[-1] + one > s.max_flops:
-        return f"{n:,} steps: as many as --max_flops={s.max_flops:g} allows"
-    return f"{n:,} steps: --max_iters comes before --max_flops={s.max_flops:g}"
 
 
 # ---- Training
@@ -685,12 +537,13 @@ def learning_rate(s, step, steps):
 
 
 def take_step(run, rate):
-    """Forward, backward, update. Returns the loss of this process' rows and the norm of the gradient,
-    both before the update."""
-    s, processes = run.s, run.processes
-    torch.manual_seed((s.seed * 1_000_003 + run.step) * processes.count + processes.rank)   # for dropout
+    """Forward, backward, update. Returns the loss of this process' rows and the norm of the
+    gradient of all, both before the update."""
+    s, processes, n = run.s, run.processes, run.step
+    torch.manual_seed((s.seed * 1_000_003 + n) * processes.count + processes.rank)  # for dropout
     run.model.train()
-    inputs, targets = batch(run.data, s, int(run.lengths[run.step]), run.step, processes, run.device)
+    T = int(run.plan.lengths[n])
+    inputs, targets = batch(run.data, s, T, n, processes, run.device)
     parts = list(zip(inputs.split(s.batch_size), targets.split(s.batch_size)))
     total = 0.0
     for number, (x, y) in enumerate(parts, 1):
@@ -710,50 +563,26 @@ def take_step(run, rate):
     return total, norm
 
 
-class Pace:
-    """How fast the steps are, and how long it all still takes."""
-
-    def __init__(self, evaluation):
-        self.evaluation = evaluation        # seconds that one takes: at first a guess
-        self.steps = deque(maxlen=200)      # (seconds, tokens) of the last ones
-        self.said = perf_counter()          # when the last line was printed
-
-    def add(self, seconds, tokens):
-        self.steps.append((seconds, tokens))
-        if len(self.steps) == 2:            # the first one is slow: memory is taken, caches are cold
-            self.steps[0] = self.steps[1]
-
-    def tokens_per_second(self):
-        seconds, tokens = map(sum, zip(*self.steps))
-        return tokens / max(seconds, 1e-9)
-
-    def seconds_left(self, run):
-        """Of the tokens that are left, the evaluations, and the report, which holds the latent at 0."""
-        s = run.s
-        tokens = run.tokens[-1] - run.tokens[run.step - 1]
-        evaluations = -(-run.steps // s.eval_interval) - (run.step - 1) // s.eval_interval
-        report = 0.25 if s.lrt else 0.0
-        return tokens / self.tokens_per_second() + (evaluations + report) * self.evaluation
-
-    def line_is_due(self, run):
-        """At each log_interval, soon after the start, and every 15 seconds."""
-        regular = run.step % run.s.log_interval == 0 or run.step == run.steps
-        return regular or len(self.steps) == 2 or perf_counter() - self.said > 15
-
-
 def report_step(run, pace, loss, rate, norm):
-    """The one place where a step is reported, after each: run.step are done, loss and gradient norm are
-    those before the update, rate is the learning rate. To log them elsewhere, too, add a line."""
-    s = run.s
+    """The one place where a step is reported, after each. run.step steps are done; loss, gradient
+    norm and learning rate are those of the last. To log them elsewhere, too, add a line here."""
+    s, n, steps = run.s, run.step, run.plan.steps
     speed = pace.tokens_per_second()
     mean = float(np.mean(run.recent[-s.log_interval:]))
-    if run.step % s.log_interval == 0 or run.step == run.steps:
-        run.folder.log_step(run.step, f"{mean:.6f}", f"{rate:.6g}", f"{norm:.6g}", f"{speed:.0f}")
-    if pace.line_is_due(run):
+    if n % s.log_interval == 0 or n == steps:
+        run.folder.log_step(n, f"{mean:.6f}", f"{rate:.6g}", f"{norm:.6g}", f"{speed:.0f}")
+    if pace.line_is_due(s, run.plan, n):
         pace.said = perf_counter()
-        name = "loss" if is_exact(s) or "hops" in dial(s) else "loss over all passes"
-        say(f"step {run.step:6,}/{run.steps:,} {run.step / run.steps:4.0%}  {name} {mean:.4f} "
-            f"{speed:9,.0f} tokens/s  {pace.seconds_left(run):4.0f} s left")
+        left = pace.seconds_left(s, run.plan, n)
+        say(f"step {n:6,}/{steps:,} {n / steps:4.0%}  {name_of_loss(s)} {mean:.4f} "
+            f"{speed:9,.0f} tokens/s  {left:4.0f} s left")
+
+
+def name_of_loss(s):
+    """What is printed while it trains: of one pass, or of all together."""
+    if is_exact(s) or dial(s)["hops"] is not None:
+        return "loss"
+    return "loss over all passes"
 
 
 def try_evaluation(run):
@@ -769,28 +598,35 @@ def try_evaluation(run):
 
 
 def validate(run, stop):
-    """Evaluate: a line, a row of the log, and the checkpoints. Or nothing, if told to stop meanwhile."""
+    """Evaluate: a line, a row of the log, the checkpoints. Nothing, if told to stop meanwhile."""
     found = evaluate(run.model, run.s, run.codec, run.data, stop)
     if found is None:
         return
     loss, n = found["val_loss_exact"], run.step
     if not math.isfinite(loss):
-        raise Unusable(f"the validation loss is {loss} in step {n:,}; try a smaller --learning_rate")
+        raise Unusable(f"the validation loss is {loss} in step {n:,}; "
+                       "try a smaller --learning_rate")
     if "task" in run.meta:
         found["accuracy_by_length"] = accuracy_by_length(run.model, run.meta, (run.s.seed, n))
-    row = {"iter": n, "tokens": int(run.tokens[n - 1]), "flops": float(run.flops[n - 1]),
-           "seconds": round(run.time(), 1), "train_loss": round(float(np.mean(run.recent)), 6), **found}
+    row = {"iter": n, "tokens": int(run.plan.tokens[n - 1]), "flops": float(run.plan.flops[n - 1]),
+           "seconds": round(run.time(), 1), "train_loss": round(float(np.mean(run.recent)), 6)}
+    row |= found
     run.rows.append(row)
     run.recent = []
     run.say(f"step {n:6,} validation: exact {in_words(row, run.s)} ({row['val_tokens']:,} tokens)")
-    save_or_warn(run, best=run.best is None or row is min(run.rows, key=badness))
+    save_or_warn(run, best=newest_is_best(run))
     run.folder.log_evaluation(row)
+
+
+def newest_is_best(run):
+    """Is the newest evaluation better than the one that best.pt is of, if there is one?"""
+    return run.best is None or badness(run.rows[-1]) < badness(run.best)
 
 
 def save(run, last=True, best=False):
     """Write last.pt; or best.pt, of the newest row; or both. Raises Unusable if that fails."""
-    state = {"model": run.model.state_dict(), "config": asdict(run.config), "settings": asdict(run.s),
-             "meta": run.meta, "iter": run.step}
+    state = {"model": run.model.state_dict(), "config": asdict(run.config),
+             "settings": asdict(run.s), "meta": run.meta, "iter": run.step}
     states = {}
     if best:
         states["best"] = {**state, "row": run.rows[-1]}
@@ -823,7 +659,7 @@ def save_is_due(run):
 
 def evaluation_is_due(run):
     """Also one that a stop has cut short."""
-    regular = run.step % run.s.eval_interval == 0 or run.step == run.steps
+    regular = run.step % run.s.eval_interval == 0 or run.step == run.plan.steps
     return regular and run.step > run.evaluated
 
 
@@ -855,17 +691,17 @@ def train(run, stop):
             [stopping] = processes.sum(stop.signal)
             run.evaluated = run.step
             pace.evaluation = perf_counter() - start
-        elif run.step == run.steps:
+        elif run.step == run.plan.steps:
             break
         else:
-            rate = learning_rate(s, run.step, run.steps)
+            rate = learning_rate(s, run.step, run.plan.steps)
             loss, norm = take_step(run, rate)
             loss, stopping = processes.sum(loss / processes.count, stop.signal)
             if not math.isfinite(loss):
                 raise Unusable(f"the training loss is {loss} in step {run.step:,}; "
                                "try a smaller --learning_rate")
             run.recent.append(loss)
-            pace.add(perf_counter() - start, tokens_of(run, run.step))
+            pace.add(perf_counter() - start, run.plan.tokens_of(run.step))
             if processes.first:
                 report_step(run, pace, loss, rate, norm)
                 if save_is_due(run):
@@ -873,13 +709,13 @@ def train(run, stop):
         if stopping:
             stop_here(run, stop)
     if processes.first and run.saved_step < run.step:
-        save(run, best=run.best is not min(run.rows, key=badness))
+        save(run, best=newest_is_best(run))
 
 
 # ---- The end
 
 def attempt(what, function):
-    """What function() returns; or None and a line, if that cannot be had here: a part of lrt.py that is
+    """What function() returns; or None and a line, if that cannot be had: a part of lrt.py that is
     an exercise and not written yet, a file that is gone."""
     try:
         return function()
@@ -899,7 +735,8 @@ def report(run, stop):
     title = "best" if best is run.best else "last"
     say(f"\n{title}, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
     if s.lrt:
-        held = attempt("the loss without the latent", lambda: evaluate_without_latent(run, model, stop))
+        held = attempt("the loss without the latent",
+                       lambda: evaluate_without_latent(run, model, stop))
         if held:
             say(f"latent held at 0: {held}")
     if not is_exact(s):
@@ -923,7 +760,7 @@ def evaluate_without_latent(run, model, stop):
 
 
 def evaluate_only(s, given):
-    """Exact loss and bits per byte of a checkpoint, on its own data or on others; nothing is written."""
+    """Exact loss and bits per byte of a checkpoint, on its own data or others. Writes nothing."""
     for name in given:
         if name not in OF_AN_EVALUATION:
             refuse(s, name, "--eval_only=1 takes it from the run; it knows "
@@ -932,45 +769,62 @@ def evaluate_only(s, given):
     if s.init_from or s.resume not in ("", "auto"):
         path = s.init_from or s.resume
     model, codec, checkpoint = load_checkpoint(path, find_device(s.device))
-    old = old_settings(path, checkpoint, "so there is nothing to evaluate")
+    old = old_settings(Settings, path, checkpoint, "so there is nothing to evaluate")
     old.eval_tokens = s.eval_tokens
     if "dataset" in given:
         old.dataset = s.dataset
     meta, its_codec, data = prepare_data.load(old.dataset)
     if meta["codec"] != checkpoint["meta"]["codec"]:
         data = in_tokens_of(codec, its_codec, data, old.dataset)
+    if meta.get("length", 0) > old.block_size:
+        raise Unusable(f"--dataset={old.dataset} has rows of {meta['length']}, more than "
+                       f"--block_size={old.block_size} of the run")
     found = evaluate(model, old, codec, data)
     if "task" in meta:
-        found["accuracy_by_length"] = accuracy_by_length(model, meta, (old.seed, checkpoint["iter"]))
+        seed = (old.seed, checkpoint["iter"])
+        found["accuracy_by_length"] = accuracy_by_length(model, meta, seed)
     say(f"{path}, step {checkpoint['iter']:,}, on data/{old.dataset}: exact {in_words(found, old)} "
         f"({found['val_tokens']:,} tokens)")
 
 
 def in_tokens_of(codec, its_codec, data, dataset):
-    """The validation text of a data set in another codec's tokens. Raises Unusable if it is no text, or
-    has what that codec lacks."""
+    """The validation text of a data set in another codec's tokens. Raises Unusable if it is no
+    text, or has what that codec lacks."""
     if "numbers" in (codec.kind, its_codec.kind):
-        raise Unusable(f"--dataset={dataset}: a model of {codec.kind} cannot read {its_codec.kind}")
+        raise Unusable(f"--dataset={dataset} is of other tokens than the model's")
     text = its_codec.decode(data["val"].tolist())
     return {"val": np.array(codec.encode(text))}
 
 
 @script
 def main(argv):
-    s, given = parse(Settings, __doc__, argv)
-    s, given = parse(Settings, __doc__, argv, **TASK_SETTINGS.get(s.dataset, {}))
+    given = typed(Settings, __doc__, argv)
+    presets = TASK_SETTINGS.get(given.get("dataset", Settings.dataset), {})
+    s = Settings(**{**presets, **given})
     s.out_dir, s.resume = os.path.expanduser(s.out_dir), os.path.expanduser(s.resume)
     processes = who_am_i()
-    if s.eval_only:
-        if processes.first:
-            evaluate_only(s, given)
-        return
+    if s.lrt_hops == "none":
+        s.lrt_hops = ""
     if "max_flops" in given and "max_iters" not in given and s.max_flops:
-        s.max_iters = 0             # as many as that allows: see plan()
-    with ExitStack() as taken:      # however it ends, all is given back
+        s.max_iters = 0             # as many as that allows: see Plan
+    try:
+        if not s.eval_only:
+            begin(s, given, processes)
+        elif processes.first:
+            evaluate_only(s, given)
+    except NotImplementedError as e:
+        raise Unusable(f"this needs a part of lrt.py that is not there: {e}") from e
+
+
+def begin(s, given, processes):
+    """A run, from its start or where it was, to its report. However it ends, all is given back."""
+    with ExitStack() as taken:
         taken.enter_context(joined(processes))
         s, given = found_run(s, given, processes)
-        run = resumed_run(s, given, taken, processes) if s.resume else new_run(s, taken, processes)
+        if s.resume:
+            run = resumed_run(s, given, taken, processes)
+        else:
+            run = new_run(s, taken, processes)
         announce(run)
         run.compute = processes.share(compiled(run))
         stop = taken.enter_context(Stop(processes.count > 1, processes.first))

@@ -1,7 +1,11 @@
-"""Losses of runs, exact (solid) and of the training graph (dotted):  python assets/plot.py out out-plain ...
+"""Runs as pictures:
 
-Reads log.jsonl in each folder. Needs matplotlib.
+    python assets/plot.py out out-plain     validation losses, exact and of the training graph
+    python assets/plot.py out --steps=1     training loss, learning rate, norm of the gradient
+
+They read log.jsonl, or steps.csv, in each folder. Needs matplotlib.
 """
+import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -10,24 +14,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.files import read_text
 from support.options import option, parse
-from support.script import fail, script
+from support.script import Unusable, say, script
 
 AXES = {"iter": "steps", "flops": "FLOPs of training", "seconds": "seconds, with evaluations",
         "tokens": "tokens"}
+COLUMNS = {"loss": "training loss", "learning_rate": "learning rate",
+           "gradient_norm": "norm of the gradient"}
 
 
 @dataclass
 class Settings:
-    x: str = option("iter", "what to draw the losses against", list(AXES))
+    x: str = option("iter", "what to draw the validation losses against", list(AXES))
+    steps: int = option(0, "1: what steps.csv says", [0, 1])
     out: str = option("loss.png", "where the picture goes")
 
 
 def pyplot():
-    """matplotlib.pyplot, drawing into files; without it, one line says how to get it."""
+    """matplotlib.pyplot, drawing into files. Raises Unusable that says how to get it."""
     try:
         import matplotlib
-    except ImportError:
-        fail("pictures need matplotlib: pip install matplotlib")
+    except ImportError as e:
+        raise Unusable("pictures need matplotlib: pip install matplotlib") from e
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     return plt
@@ -35,27 +42,81 @@ def pyplot():
 
 @script
 def main(argv):
-    argv = sys.argv[1:] if argv is None else argv
-    folders = [word for word in argv if not word.startswith("-")]
-    s, _ = parse(Settings, __doc__, [word for word in argv if word.startswith("-")])
-    logs = {folder: Path(folder, "log.jsonl") for folder in folders or ["out"]}
-    if missing := [folder for folder, path in logs.items() if not path.is_file()]:
-        fail(f"no log.jsonl in {', '.join(missing)}; train.py writes it at the first evaluation")
-    plt = pyplot()
-    figure, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    for folder, path in logs.items():
-        try:
-            rows = [json.loads(line) for line in read_text(path).splitlines()]
-            x, exact, graph = ([row[key] for row in rows] for key in (s.x, "val_loss_exact", "val_loss"))
-        except (ValueError, KeyError, TypeError) as e:
-            fail(f"{path} is not a log of train.py ({type(e).__name__}: {e})")
-        line, = ax.plot(x, exact, ".-", label=folder)
-        if graph != exact:                                      # a plain GPT's are the same
-            ax.plot(x, graph, ":", color=line.get_color(), label=f"{folder}, training graph")
-    ax.set(xlabel=AXES[s.x], ylabel="validation loss, nats per token")
-    ax.legend()
+    if argv is None:
+        argv = sys.argv[1:]
+    folders = [word for word in argv if not word.startswith("-")] or ["out"]
+    s, given = parse(Settings, __doc__, [word for word in argv if word.startswith("-")])
+    if s.steps:
+        if "x" in given:
+            raise Unusable("--x has no meaning with --steps=1")
+        figure = picture_of_steps({folder: steps_of(folder) for folder in folders})
+    else:
+        figure = picture_of_losses({folder: log_of(folder) for folder in folders}, s.x)
     figure.savefig(s.out, dpi=150)
-    print(f"wrote {s.out}")
+    say(f"wrote {s.out}")
+
+
+# ---- What the files say
+
+def text_of(folder, name, when):
+    """The text of a file of a run. Raises Unusable if it is not there."""
+    path = Path(folder, name)
+    if not path.is_file():
+        raise Unusable(f"no {name} in {folder}; train.py writes it {when}")
+    return read_text(path)
+
+
+def log_of(folder):
+    """The rows of log.jsonl. Raises Unusable if it is damaged."""
+    text = text_of(folder, "log.jsonl", "at the first evaluation")
+    try:
+        rows = [json.loads(line) for line in text.splitlines()]
+        for row in rows:
+            for key in (*AXES, "val_loss", "val_loss_exact"):
+                float(row[key])
+    except (ValueError, KeyError, TypeError) as e:
+        raise Unusable(f"{folder}/log.jsonl is not of train.py ({type(e).__name__}: {e})") from e
+    return rows
+
+
+def steps_of(folder):
+    """The columns of steps.csv, {name: numbers}. Raises Unusable if it is damaged."""
+    text = text_of(folder, "steps.csv", "after log_interval steps")
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+        return {name: [float(row[name]) for row in rows] for name in ("step", *COLUMNS)}
+    except (ValueError, KeyError, TypeError) as e:
+        raise Unusable(f"{folder}/steps.csv is not of train.py ({type(e).__name__}: {e})") from e
+
+
+# ---- Pictures
+
+def picture_of_losses(logs, x):
+    """Exact losses solid, those of the training graph dotted; of a plain GPT they are the same."""
+    figure, ax = pyplot().subplots(figsize=(6.5, 4), layout="constrained")
+    for folder, rows in logs.items():
+        places = [row[x] for row in rows]
+        exact = [row["val_loss_exact"] for row in rows]
+        graph = [row["val_loss"] for row in rows]
+        line, = ax.plot(places, exact, ".-", label=folder)
+        if graph != exact:
+            ax.plot(places, graph, ":", color=line.get_color(), label=f"{folder}, training graph")
+    ax.set(xlabel=AXES[x], ylabel="validation loss, nats per token")
+    ax.legend()
+    return figure
+
+
+def picture_of_steps(tables):
+    """One below the other, against the steps."""
+    figure, axes = pyplot().subplots(len(COLUMNS), figsize=(6.5, 7), layout="constrained",
+                                     sharex=True)
+    for ax, (name, title) in zip(axes, COLUMNS.items()):
+        for folder, table in tables.items():
+            ax.plot(table["step"], table[name], label=folder)
+        ax.set(ylabel=title)
+    axes[0].legend()
+    axes[-1].set(xlabel="steps")
+    return figure
 
 
 if __name__ == "__main__":

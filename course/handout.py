@@ -1,68 +1,143 @@
-"""What a class gets, written into a new folder:  python course/handout.py DIR"""
-import ast
+"""What a class gets, written into a new folder:  python course/handout.py DIR
+
+lrt.py without the bodies of the exercises in the table (course/exercises.py), the tests, the scripts,
+and a README made from course/STUDENT.md.
+"""
+import re
 import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
-from course.exercises import EXERCISES, KEPT
+from course.exercises import (EXERCISES, GIVEN_UP_TO, QUESTION_POINTS, QUESTIONS, STAGES, checked,
+                              in_words, points_of)
+from course.source import definitions, lrt_text
+from support.files import read_text
+from support.script import Unusable, say, script
+
+UNCHANGED = ("test_lrt.py", "train.py", "sample.py", "prepare_data.py", "requirements.txt", "LICENSE")
+COUNTS = "no one two three four five six seven eight nine".split()
 
 
-def definitions(source):
-    """{"shift_right": node, "GPT.refine": node, ...}: all that is defined or imported at the top, and in
-    classes there."""
-    found = {}
-    for node in ast.parse(source).body:
-        names = [getattr(node, "name", "")]
-        names += [(a.asname or a.name).split(".")[0] for a in getattr(node, "names", [])]
-        for name in names + [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]:
-            found[name] = node
-        for inner in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(inner, ast.FunctionDef):
-                found[f"{node.name}.{inner.name}"] = inner
-    return found
-
-
-def blanked(source):
-    """lrt.py with the bodies of the exercises taken out, and the lines taken out. Signatures and docstrings
-    stay."""
-    lines, found, removed = source.splitlines(), definitions(source), []
-    for n, (name, _, _, what) in sorted(enumerate(EXERCISES, 1), key=lambda e: -found[e[1][0]].lineno):
-        first, last = found[name].body[1].lineno - 1, found[name].end_lineno            # body[0]: docstring
-        if name in KEPT:
-            first = next(i for i in range(first, last) if KEPT[name] in lines[i]) + 1
+def blanked(table):
+    """The text of lrt.py with the bodies of exercises taken out, and the lines taken out. Signatures
+    and docstrings stay, and what GIVEN_UP_TO says."""
+    text = lrt_text()
+    lines, found, removed = text.splitlines(), definitions(text), []
+    for exercise in sorted(table.values(), key=lambda e: -found[e.function].lineno):
+        node = found[exercise.function]
+        indentation = " " * node.body[0].col_offset
+        first, last = node.body[1].lineno - 1, node.end_lineno      # body[0] is the docstring
+        if exercise.function in GIVEN_UP_TO:
+            given = GIVEN_UP_TO[exercise.function]
+            first = next(i for i in range(first, last) if given in lines[i]) + 1
         while lines[first - 1].strip().startswith("#"):
             first -= 1
         removed += lines[first:last]
-        lines[first:last] = [" " * found[name].body[0].col_offset
-                             + f'raise NotImplementedError("exercise {n}: {what}")']
+        message = f"exercise {exercise.number}: {exercise.what}"
+        lines[first:last] = [f'{indentation}raise NotImplementedError("{message}")']
     return "\n".join(lines) + "\n", removed
 
 
-def handout(folder):
-    """Writes what a class gets into a folder that is new or empty."""
+# ---- The students' page
+
+def students_page(table, template=None):
+    """STUDENT.md with what the table says. A part that begins <!-- after 5 --> comes in the stage
+    of the last exercise up to 5, at its end; one that begins <!-- only 9 --> is there if 9 is.
+    Raises Unusable for a part of another kind."""
+    if template is None:
+        template = read_text(HERE / "course" / "STUDENT.md")
+    head, *parts = re.split(r"^<!-- (.*?) -->\n", template, flags=re.MULTILINE)
+    body, after = [("all", head)], {}
+    for what, text in zip(parts[::2], parts[1::2]):
+        kind, _, number = what.partition(" ")
+        if kind == "after" and number.isdecimal():
+            after[int(number)] = text.strip("\n")
+        elif what in ("all", "stages"):
+            body.append((what, text))
+        elif kind == "only" and number.isdecimal():
+            body.append(("all", text if int(number) in table else ""))
+        else:
+            raise Unusable(f"STUDENT.md: there is no part <!-- {what} -->")
+    page = ""
+    for what, text in body:
+        page += stages_text(table, after) + "\n\n" if what == "stages" else text
+    questions = QUESTIONS * QUESTION_POINTS
+    words = {"table": table_text(table), "functions": counted(len(table), "function"),
+             "points": str(points_of(table)), "questions": str(QUESTIONS),
+             "each": str(QUESTION_POINTS), "answers": str(questions),
+             "first": str(min(table)), "last": str(max(table))}
+    for name, text in words.items():
+        page = page.replace("{" + name + "}", text)
+    return re.sub(r"\n{3,}", "\n\n", page)
+
+
+def counted(n, what):
+    """"one function", "eight functions"."""
+    number = COUNTS[n] if n < len(COUNTS) else str(n)
+    return f"{number} {what}" + ("" if n == 1 else "s")
+
+
+def table_text(table):
+    return "\n".join(f"| {n} | `{e.function}` | {e.points} | {e.minutes} min | {e.what} |"
+                     for n, e in table.items())
+
+
+def stages_text(table, after):
+    """Heading, hints and commands of each stage that has an exercise. after: {5: what can be done
+    when 5 is written}; it comes when the last exercise of the table up to 5 is."""
+    sections, done = [], 0
+    for stage in sorted({exercise.stage for exercise in table.values()}):
+        those = {n: e for n, e in table.items() if e.stage == stage}
+        later = [n for n in table if n > max(those)]
+        end = min(later) if later else max(max(after, default=0), max(table)) + 1
+        name = "exercise" if len(those) == 1 else "exercises"
+        lines = [f"### Stage {stage}, {name} {in_words(those)}: {STAGES[stage]}", ""]
+        lines += [f"- {n}: {e.hint}" for n, e in those.items()]
+        for number in sorted(after):
+            if done < number < end:
+                lines += ["", after[number]]
+        sections.append("\n".join(lines))
+        done = end - 1
+    return "\n\n".join(sections)
+
+
+# ---- The folder
+
+def handout(folder, table=None):
+    """Writes what a class gets into a folder that is new or empty. Raises Unusable if it is not."""
+    table = checked(EXERCISES) if table is None else table
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f"error: {folder} is not an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write = lambda name, text: (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    write("lrt.py", blanked((HERE / "lrt.py").read_text(encoding="utf-8"))[0])
-    write("test_lrt.py", (HERE / "test_lrt.py").read_text(encoding="utf-8"))
-    table = "\n".join(f"| {n} | `{name}` | {points} | {minutes} min | {what} |"
-                      for n, (name, points, minutes, what) in enumerate(EXERCISES, 1))
-    readme = (HERE / "course" / "STUDENT.md").read_text(encoding="utf-8")
-    write("README.md", readme.replace("{exercises}", table))
-    for name in ("train.py", "sample.py", "prepare_data.py", "requirements.txt", "LICENSE"):
-        write(name, (HERE / name).read_text(encoding="utf-8"))
-    (folder / "support").mkdir()
-    for path in (HERE / "support").glob("*.py"):
+        raise Unusable(f"{folder} is not an empty folder")
+    page, (code, _) = students_page(table), blanked(table)
+    (folder / "support").mkdir(parents=True, exist_ok=True)
+    write(folder / "lrt.py", code)
+    write(folder / "README.md", page)
+    for name in UNCHANGED:
+        write(folder / name, read_text(HERE / name))
+    for path in sorted((HERE / "support").glob("*.py")):
         if not path.name.startswith("test") and path.name != "conftest.py":
-            write(f"support/{path.name}", path.read_text(encoding="utf-8"))
-    shutil.copy(HERE / "course" / "known.npz", folder / "known.npz")
+            write(folder / "support" / path.name, read_text(path))
+    (folder / "assets").mkdir(exist_ok=True)
+    write(folder / "assets" / "plot.py", read_text(HERE / "assets" / "plot.py"))
+    shutil.copyfile(HERE / "course" / "known.npz", folder / "known.npz")
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+@script
+def main(argv):
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise Unusable("one folder is needed: python course/handout.py DIR")
+    table = checked(EXERCISES)
+    handout(argv[0], table)
+    say(f"wrote {argv[0]}: exercises {in_words(table)}, {points_of(table)} points")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    handout(sys.argv[1])
+    main()

@@ -1,85 +1,112 @@
-"""Wrong versions of lrt.py, and which tests reject them:  python course/mutants.py"""
-import functools
-import inspect
-import itertools
+"""Wrong versions of lrt.py, and which tests reject them:  python course/mutants.py [FUNCTION]
+
+The versions are in wrong_versions.txt, which says how they are written. One of an exercise must be
+rejected by the tests of its own exercise.
+"""
 import sys
-import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import lrt
-from course.exercises import EXERCISES
-from course.wrong import MUTANTS
-from test_lrt import KNOWN, SLOW, TESTS, known
+from course.cases import cases
+from course.exercises import NUMBERS
+from course.source import defined, owner_of, text_of
+from support.script import Unusable, say, script
+from test_lrt import KNOWN, known
+
+WRONG_VERSIONS = Path(__file__).resolve().parent / "wrong_versions.txt"
 
 
-def owner_of(function, module=None):
-    """("GPT.refine") -> the class (or module) it belongs to, and its name there."""
-    *path, name = function.split(".")
-    return functools.reduce(getattr, path, module or lrt), name
+@dataclass
+class Wrong:
+    function: str
+    what: str           # is wrong
+    changes: list       # [(lines taken out, lines that come in their place)]
+
+    @property
+    def number(self):
+        """Of its exercise; 0 for what is given."""
+        return NUMBERS.get(self.function, 0)
+
+    def text(self):
+        """The function's text, made wrong. Raises Unusable if it is no longer what it was."""
+        text = text_of(self.function)
+        for old, new in self.changes:
+            before, after = "\n".join(old) + "\n", "\n".join([*new, ""])
+            if ("\n" + text).count("\n" + before) != 1:
+                raise Unusable(f"{self.function}: {self.what}: the lines that begin with {old[0]!r} "
+                               "are not there once")
+            text = ("\n" + text).replace("\n" + before, "\n" + after)[1:]
+        return text
 
 
-def changed(function, *texts):
-    """A function of lrt.py with some of its text changed: right, wrong, right, wrong ..."""
-    owner, name = owner_of(function)
-    source = textwrap.dedent(inspect.getsource(inspect.getattr_static(owner, name)))
-    for right, wrong in zip(texts[::2], texts[1::2]):
-        assert source.count(right) == 1, f"{function} has {source.count(right)} places {right!r}"
-        source = source.replace(right, wrong)
-    return defined(source, name)
-
-
-def defined(source, name):
-    namespace = {}
-    exec(compile(textwrap.dedent(source), "<changed>", "exec"), vars(lrt), namespace)
-    return namespace[name]
-
-
-def cases(tests, quick=False):
-    """The name and a call of each test with each of its parameters; none of those with a fixture. Quick
-    tests come first, and of each test the first parameters, as that finds what is wrong soonest."""
-    found = []
-    for test in tests:
-        marks = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
-        names = [[name.strip() for name in args[0].split(",")] for args in marks]
-        if set(inspect.signature(test).parameters) - {name for part in names for name in part}:
+def wrong_versions(text=None):
+    """All of a text in the format of wrong_versions.txt. Raises Unusable for what is not."""
+    if text is None:
+        text = WRONG_VERSIONS.read_text(encoding="utf-8")
+    found, version, last = [], None, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#"):
             continue
-        for n, chosen in enumerate(itertools.product(*(args[1] for args in marks))):
-            values = [value if len(part) > 1 else (value,) for part, value in zip(names, chosen)]
-            named = {name: v for part, value in zip(names, values) for name, v in zip(part, value)}
-            found.append((test in SLOW, n, test.__name__, functools.partial(test, **named)))
-    found = [case for case in found if not quick or not case[0] and case[1] < 2]
-    return [(name, call) for _, _, name, call in sorted(found, key=lambda case: case[:2])]
+        kind, rest = line[:1], line[2:]
+        if kind == "":
+            version = None
+        elif version is None:
+            function, colon, what = line.partition(": ")
+            if not colon or kind in "+-":
+                raise Unusable(f"wrong versions, line {number}: a block begins FUNCTION: what is wrong")
+            version = Wrong(function, what, [])
+            found.append(version)
+        elif kind == "-":
+            if last != "-":
+                version.changes.append(([], []))
+            version.changes[-1][0].append(rest)
+        elif kind == "+" and version.changes:
+            version.changes[-1][1].append(rest)
+        else:
+            raise Unusable(f"wrong versions, line {number}: expected '- ' or '+ ', or an empty line")
+        last = kind
+    return found
 
 
-def killed_by(function, new, first_only=True, quick=False):
-    """Names of the tests that fail with a function of lrt.py replaced, and what the first one says. Of an
-    exercise only its own tests are run. quick: none that take long, and each with two parameters at most."""
+def failures(function, new, quick=False, first_only=True):
+    """[(name of a test, what it says)] of those that fail with a function of lrt.py replaced. Of an
+    exercise its own tests are run, of what is given all. quick: two parameters of each."""
     for which in KNOWN:
-        known(*which)                                       # now, while all is right
-    numbers_of = {name: n for n, (name, *_) in enumerate(EXERCISES, 1)}
-    tests = TESTS[numbers_of[function]] if function in numbers_of else sum((TESTS[n] for n in range(9)), [])
-    killers, said = [], ""
+        known(*which)                           # now, while all is right
+    number, failed = NUMBERS.get(function, 0), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*owner_of(function), new)
-        for name, test in cases(tests, quick):
-            try:
-                test()
-            except pytest.fail.Exception as e:
-                said = said or str(e)
-                killers.append(name)
-                if first_only:
-                    break
-    return list(dict.fromkeys(killers)), said
+        for n in [number] if number else sorted({0, *NUMBERS.values()}):
+            for name, test in cases(n, quick):
+                try:
+                    test()
+                except pytest.fail.Exception as e:
+                    failed.append((name, str(e)))
+                    if first_only:
+                        return failed
+    return failed
+
+
+@script
+def main(argv):
+    argv = sys.argv[1:] if argv is None else argv
+    versions = [v for v in wrong_versions() if v.function in argv or not argv]
+    if not versions:
+        raise Unusable(f"there is no wrong version of {' '.join(argv)}")
+    survived = 0
+    for version in versions:
+        failed = failures(version.function, defined(version.text(), version.function.split(".")[-1]))
+        if failed:
+            say(f"rejected  {version.function}: {version.what}\n          {': '.join(failed[0])}")
+        else:
+            say(f"SURVIVED  {version.function}: {version.what}")
+            survived += 1
+    say(f"{survived} of {len(versions)} survived")
+    sys.exit(1 if survived else 0)
 
 
 if __name__ == "__main__":
-    survived = 0
-    for mutant in MUTANTS:
-        killers, said = killed_by(mutant[1], changed(*mutant[1:]))
-        print(f"{'rejected' if killers else 'SURVIVED'}  {mutant[1]}: {mutant[0]}")
-        print(f"          {killers[0]}: {said}" if killers else "", flush=True)
-        survived += not killers
-    sys.exit(f"{survived} of {len(MUTANTS)} survived" if survived else 0)
+    main()

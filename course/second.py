@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from test_lrt import CONFIGS, KNOWN, PLAIN, layers_case, prefill_case, qkv_case, random_model, tokens
+from test_lrt import (CONFIGS, KNOWN, PLAIN, layers_case, numbers, prefill_case, qkv_case,
+                      random_model, tokens)
 
 
 def naive_norm(v):
@@ -62,23 +63,32 @@ def naive_position(model, past, t, x0, m):
     return naive_norm(x), latent
 
 
-def naive_lrt(model, idx, S=None, K=1):
-    """One sequence of token numbers: a list of what is there after each pass, (h (T, C), latents (T, C),
-    past). Without S one pass: the token loop. With S: first the pass without memory, then K times S subset
-    passes."""
+def naive_lrt(model, idx, S=None, K=1, first=None):
+    """One sequence of token numbers: a list of what is there after each pass, (h (T, C), latents
+    (T, C), past). Without S one pass: the token loop, its first memory `first`. With S: first the
+    pass without memory, then K times S subset passes."""
     c, T = model.config, len(idx)
     embed, zero = model.embed.weight.detach().numpy(), np.zeros(c.n_embd)
-    x0, h, latents = [naive_norm(embed[n]) for n in idx], [zero] * T, [zero] * T
+    first = zero if first is None else first
+    x0 = [naive_norm(embed[n]) for n in idx]
+    h, latents = [zero] * T, [zero] * T
     past = [[{} for _ in range(c.n_head)] for _ in range(c.n_layer)]
-    passes = [(range(T), latents if S is None
-               else [zero] * T)]         # which positions, with which latents before
     out = []
-    later = ((range(s, T, S), None) for _ in range(K if S else 0) for s in range(S))
-    for which, before in itertools.chain(passes, later):
-        before = list(latents) if before is None else before    # of this pass: as they were when it began
-        for t in which:
-            h[t], latents[t] = naive_position(model, past, t, x0[t], before[t - 1] if t else zero)
-        out.append((np.stack(h), np.stack(latents), [[dict(p) for p in heads] for heads in past]))
+
+    def one_pass(positions, before):
+        for t in positions:
+            m = before[t - 1] if t else first
+            h[t], latents[t] = naive_position(model, past, t, x0[t], m)
+        kept = [[dict(p) for p in heads] for heads in past]
+        out.append((np.stack(h), np.stack(latents), kept))
+
+    if S is None:
+        one_pass(range(T), latents)                 # each sees what this pass has found
+    else:
+        one_pass(range(T), [zero] * T)
+        for _ in range(K):
+            for s in range(S):
+                one_pass(range(s, T, S), list(latents))     # as they were when this pass began
     return out
 
 
@@ -86,9 +96,13 @@ def naive_logits(model, h):
     return 15 * np.tanh(h @ model.head.weight.detach().numpy().T / 15)
 
 
-def known_exact(name, T):
+def known_exact(name, first):
+    """20 tokens, in rows; first: whether they begin with a latent that is not 0."""
     model = random_model(**PLAIN[name])
-    rows = [naive_lrt(model, row)[0] for row in tokens(model, 2, T).tolist()]
+    start = numbers(2, model.config.n_embd).numpy()
+    rows = []
+    for row, latent in zip(tokens(model, 2, 20).tolist(), start):
+        rows.append(naive_lrt(model, row, first=latent if first else None)[0])
     h = np.stack([row[0] for row in rows])
     return dict(h=h, logits=naive_logits(model, h), latents=np.stack([row[1] for row in rows]))
 
@@ -97,35 +111,44 @@ def known_passes(name, S, K):
     """After each pass over 7 tokens, (n, T, ...) each; keys and values (n, L, H, T, D)."""
     model = random_model(**CONFIGS[name])
     passes = naive_lrt(model, tokens(model, 1, 7)[0].tolist(), S, K)
-    kv = np.array([[[[list(p[t]) for t in range(7)] for p in heads] for heads in past] for _, _,
-                   past in passes])
+    kv = np.array([keys_and_values(past, 7) for _, _, past in passes])
     h, latents = (np.stack([p[i] for p in passes]) for i in (0, 1))
-    return dict(h=h, latents=latents, logits=naive_logits(model, h), keys=kv[..., 0, :], values=kv[..., 1, :])
+    return dict(h=h, latents=latents, logits=naive_logits(model, h), keys=kv[..., 0, :],
+                values=kv[..., 1, :])
+
+
+def keys_and_values(past, T):
+    """(L, H, T, 2, D) of one sequence."""
+    return [[[list(p[t]) for t in range(T)] for p in heads] for heads in past]
 
 
 def known_qkv(case, memory):
     block, y, m_k, m_v = qkv_case(case, memory)
-    w = lambda name: None if getattr(block, name) is None else getattr(block, name).weight.detach().numpy()
-    part = lambda m, *at: m[at].numpy() if memory else 0
-    q, k, v = np.array([[[naive_qkv(w, block.n_head, h, y[b, t].numpy(), part(m_k, b, h, t),
-                                    part(m_v, b, h, t))
-                          for t in range(y.size(1))] for h in range(block.n_head)]
-                        for b in range(y.size(0))]).transpose(3, 0, 1, 2, 4)
-    return dict(q=q, k=k, v=v)
+
+    def w(name):
+        linear = getattr(block, name)
+        return None if linear is None else linear.weight.detach().numpy()
+
+    B, T, H = y.size(0), y.size(1), block.n_head
+    found = np.empty((3, B, H, T, y.size(2) // H))
+    for b, h, t in itertools.product(range(B), range(H), range(T)):
+        given = (m_k[b, h, t].numpy(), m_v[b, h, t].numpy()) if memory else (0, 0)
+        found[:, b, h, t] = naive_qkv(w, H, h, y[b, t].numpy(), *given)
+    return dict(zip("qkv", found))
 
 
 def known_layers(name, memory):
     model, x0, m = layers_case(name, memory)
-    rows = []
-    for b in range(2):
-        past = [[{} for _ in range(model.config.n_head)] for _ in range(model.config.n_layer)]
-        there = [naive_position(model, past, t, x0[b, t].numpy(), m[b, t].numpy() if memory
-                                else np.zeros(x0.size(2)))
-                 for t in range(5)]
-        kv = np.array([[[list(p[t]) for t in range(5)] for p in heads] for heads in past])
-        rows.append((*np.array(there).transpose(1, 0, 2), kv[..., 0, :], kv[..., 1, :]))
-    h, latent, keys, values = (np.stack(x) for x in zip(*rows))
-    return dict(h=h, latent=latent, keys=keys.swapaxes(0, 1), values=values.swapaxes(0, 1))
+    c, B, T = model.config, *x0.shape[:2]
+    h, latent, kv = np.empty(x0.shape), np.empty(x0.shape), []
+    for b in range(B):
+        past = [[{} for _ in range(c.n_head)] for _ in range(c.n_layer)]
+        for t in range(T):
+            m_t = m[b, t].numpy() if memory else np.zeros(c.n_embd)
+            h[b, t], latent[b, t] = naive_position(model, past, t, x0[b, t].numpy(), m_t)
+        kv.append(keys_and_values(past, T))
+    kv = np.array(kv).swapaxes(0, 1)                # (L, B, H, T, 2, D)
+    return dict(h=h, latent=latent, keys=kv[..., 0, :], values=kv[..., 1, :])
 
 
 @torch.no_grad()
@@ -137,11 +160,11 @@ def known_prefill(case, tol):
         model.extend(piece, cache)
         T, n, change = piece.size(1), 0, None
         while change is None or change > tol:
-            before = [x.clone() for x in (cache.h, cache.latents, *cache.kv)]
+            before = [x.clone() for x in (cache.h, cache.m_next, *cache.kv)]
             for s in range(S):
                 model.refine(cache, s, S)
-            n, change = n + 1, max(float((a - b).abs().max()) for a,
-                                   b in zip(before, (cache.h, cache.latents, *cache.kv)))
+            after = cache.h, cache.m_next, *cache.kv
+            n, change = n + 1, max(float((a - b).abs().max()) for a, b in zip(before, after))
             if n * S >= T:
                 change = 0.0
         sweeps, residual = max(sweeps, n), max(residual, change)

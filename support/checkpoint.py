@@ -9,7 +9,8 @@ from lrt import GPT, GPTConfig
 from support.script import Unusable
 from support.tokens import Codec
 
-WRAPPERS = ("_orig_mod.", "module.")        # torch.compile and DistributedDataParallel begin names so
+# With what torch.compile and DistributedDataParallel begin the names of parameters
+WRAPPERS = ("_orig_mod.", "module.")
 
 
 # ---- Devices
@@ -53,10 +54,10 @@ def find_checkpoint(path, names=("best.pt", "last.pt")):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt, or
-    else its last.pt. The model is on the device, in float32; the checkpoint's values are on the CPU.
-    Runs no code from the file. Raises FileNotFoundError if there is none, Unusable if it is damaged,
-    not of this project, or has weights that are not finite."""
+    """(model, codec, checkpoint) from a file that train.py wrote, or a run's folder: its best.pt,
+    or else its last.pt. The model is on the device, in float32; the checkpoint's values are on the
+    CPU. Runs no code from the file. Raises FileNotFoundError if there is none, Unusable if it is
+    damaged, not of this project, or has weights that are not finite."""
     file = find_checkpoint(path)
     try:
         checkpoint = read_checkpoint(file)
@@ -69,10 +70,11 @@ def load_checkpoint(path, device="cpu"):
     except FileNotFoundError:
         if not os.path.exists(os.path.expanduser(path)):
             file = path
-        raise FileNotFoundError(f"no checkpoint {file}; train.py writes one into its --out_dir") from None
+        line = f"no checkpoint {file}; train.py writes one into its --out_dir"
+        raise FileNotFoundError(line) from None
     except Exception as e:                  # a damaged or hostile file can raise anything at all
-        what = f"{type(e).__name__}: {first_line(e):.150}"
-        raise Unusable(f"{file} is not a checkpoint of this project, or cannot be read ({what})") from e
+        line = f"{file} is not a checkpoint of this project, or cannot be read"
+        raise Unusable(f"{line} ({type(e).__name__}: {first_line(e):.150})") from e
     return model.to(device).eval(), codec, {**checkpoint, "model": weights}
 
 

@@ -76,9 +76,9 @@ def lock_now(file):
 
 # ---- Whole files
 
-def write_atomic(path, write, *more):
+def write_atomic(path, write):
     """Write one file, as write_together() does."""
-    write_together({path: write, **dict(zip(more[::2], more[1::2]))})
+    write_together({path: write})
 
 
 def write_together(writers):

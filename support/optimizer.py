@@ -6,8 +6,8 @@ from torch import nn
 def make_optimizers(model, s):
     """Optimizers for what the model trains, by what a parameter is. The weights of linear layers
     between hidden states: Muon. All others, of any shape (embedding, scalars, vectors): AdamW at 3
-    times the learning rate; the output head at once that. Frozen parameters: none. A group's "scale"
-    says what the learning rate is multiplied by. s: has weight_decay, for Muon's."""
+    times the learning rate; the output head at once that. Frozen parameters: none. A group's
+    "scale" says what the learning rate is multiplied by. s: has weight_decay, for Muon's."""
     head, embedding = model.head.weight, model.embed.weight
     hidden = hidden_weights(model)
     matrices, others = [], []
@@ -38,9 +38,9 @@ def hidden_weights(model):
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalized momentum (Keller Jordan, kellerjordan.github.io/posts/muon), as large as AdamW's:
-    torch.optim.Muon(adjust_lr_fn="match_rms_adamw") (arXiv:2502.16982), but matrices of like shape
-    are updated together, as a stack."""
+    """Orthogonalized momentum (Keller Jordan, kellerjordan.github.io/posts/muon), as large as
+    AdamW's: torch.optim.Muon(adjust_lr_fn="match_rms_adamw") (arXiv:2502.16982), but matrices of
+    like shape are updated together, as a stack."""
 
     def __init__(self, matrices, lr=1e-3, momentum=0.85, weight_decay=0.1):
         stacks = {}                                     # (short side, long side): matrices
@@ -82,8 +82,8 @@ def wide(x):
 
 def orthogonalize(X):
     """Newton-Schulz: five times a X + b (X Xᵀ) X + c (X Xᵀ)² X takes singular values to 0.7 .. 1.2.
-    X (n, rows, columns), rows <= columns -> the same. In float32 on a CPU, since one without AVX-512
-    emulates bfloat16, at 15 times the time."""
+    X (n, rows, columns), rows <= columns -> the same. In float32 on a CPU, since one without
+    AVX-512 emulates bfloat16, at 15 times the time."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = X.bfloat16() if X.is_cuda else X.float()
     X = X / torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True).clamp(min=1e-7)

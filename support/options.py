@@ -97,13 +97,13 @@ def is_allowed(value, allowed):
 
 def parse(settings_class, doc, argv, **presets):
     """(instance of a dataclass of options, names of those on the command line). presets: values of
-    what is not typed, other than the defaults. Raises Unusable, with a line that says what to do."""
+    what is not typed, other than the defaults. Raises Unusable: a line that says what to do."""
     given = typed(settings_class, doc, argv)
     return settings_class(**{**presets, **given}), tuple(given)
 
 
 def typed(settings_class, doc, argv):
-    """What was typed, {name: value}, for presets that depend on it. Raises Unusable as parse() does."""
+    """What was typed, {name: value}, for presets that depend on it. Raises Unusable."""
     options = {f.name: f for f in fields(settings_class)}
     words, unknown = parser_of(options, doc).parse_known_args(argv)
     if unknown:

@@ -7,7 +7,7 @@ import numpy as np
 from support.tokens import MAX_VOCAB, words_of
 
 END = MAX_VOCAB - 1             # stands after each word; the last token has no need of its number
-BLOCK = 2 ** 19                 # about how many characters of words are in a block
+BLOCK = 2 ** 18                 # about how many characters of words are in a block
 SLICE = 2 ** 17                 # how many pairs are counted at once
 
 
@@ -49,13 +49,10 @@ class Block:
     """Words, each with a count. symbols: their tokens, (N,), with END after each word."""
 
     def __init__(self, counts):
-        words = [np.frombuffer(word.encode(), np.uint8) for word in counts]
-        lengths = np.array([len(word) + 1 for word in words], dtype=np.int64)
+        data = b"".join(word.encode() + b"\xff" for word in counts)     # which UTF-8 does not have
+        self.symbols = np.frombuffer(data, np.uint8).astype(np.uint16)
+        self.symbols[self.symbols == 0xff] = END
         self.counts = np.array(list(counts.values()), dtype=np.int32)
-        self.symbols = np.full(lengths.sum(), END, dtype=np.uint16)
-        inside = np.ones(len(self.symbols), dtype=bool)
-        inside[lengths.cumsum() - 1] = False
-        self.symbols[inside] = np.concatenate([*words, np.empty(0, np.uint8)])
 
     def all_pairs(self):
         """(keys, how often) of all pairs, a part at a time."""

@@ -58,15 +58,16 @@ def keep_gradients(model):
 
 
 def who_am_i(environment=os.environ):
-    """Processes, by what torchrun sets. Clusters and notebooks set some of that by themselves: without
-    the whole set this is one process, the first. Raises Unusable if that cannot be what is meant."""
+    """Processes, by what torchrun sets. Clusters and notebooks set some of that by themselves:
+    without the whole set this is one process, the first. Raises Unusable if that cannot be what is
+    meant."""
     there = [name for name in WHOLE_SET if environment.get(name)]
     missing = [name for name in WHOLE_SET if name not in there]
     if missing:
         several = environment.get("WORLD_SIZE") not in (None, "", "1")
         if several and "RANK" in there:
-            raise Unusable(f"{' and '.join(there)} are set, {' and '.join(missing)} not: start several "
-                           "processes by torchrun, or unset RANK and WORLD_SIZE")
+            raise Unusable(f"{' and '.join(there)} are set, {' and '.join(missing)} not: start "
+                           "several processes by torchrun, or unset RANK and WORLD_SIZE")
         return Processes()
     try:
         rank, count, local_rank = (int(environment[name]) for name in WHOLE_SET[:3])
@@ -88,13 +89,14 @@ def device_name(me, name):
         return f"cuda:{me.local_rank}"
     if name in ("", "cpu"):
         return "cpu"
-    raise Unusable(f"--device={name}: several processes need cpu, or cuda, of which each takes its own")
+    raise Unusable(f"--device={name}: several processes need cpu, or cuda, of which each takes its "
+                   "own")
 
 
 @contextmanager
 def joined(me):
-    """The group of all processes, while the block lasts. Numbers go over gloo, gradients on GPUs over
-    NCCL. Raises Unusable if the others do not come, or if one goes away meanwhile."""
+    """The group of all processes, while the block lasts. Numbers go over gloo, gradients on GPUs
+    over NCCL. Raises Unusable if the others do not come, or if one goes away meanwhile."""
     if me.count == 1:
         yield
         return
@@ -114,19 +116,21 @@ def joined(me):
 def join(me):
     """Find the others, within JOIN_SECONDS."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    text = f"process {me.rank} of {me.count} waits for the others at {where}, {JOIN_SECONDS} s at most"
+    name = f"process {me.rank} of {me.count}"
+    text = f"{name} waits for the others at {where}, {JOIN_SECONDS} s at most"
     patience = Timer(5, warn, [text])
     patience.daemon = True
     patience.start()
     try:
         store, _, _ = next(torch.distributed.rendezvous(
             "env://", timeout=timedelta(seconds=JOIN_SECONDS)))
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=me.rank,
-            world_size=me.count, timeout=timedelta(seconds=TALK_SECONDS))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=me.rank,
+                                             world_size=me.count,
+                                             timeout=timedelta(seconds=TALK_SECONDS))
     except (RuntimeError, ValueError) as e:
         reason = str(e).splitlines()[0]
-        raise Unusable(f"process {me.rank} of {me.count} did not find the others at {where} "
+        raise Unusable(f"{name} did not find the others at {where} "
                        f"({reason:.100}); alone: unset {' '.join(WHOLE_SET)}") from e
     finally:
         patience.cancel()

@@ -14,9 +14,10 @@ HEADS = {"steps.csv": ",".join(STEP_COLUMNS)}
 
 
 class RunFolder:
-    """last.pt, to go on from; best.pt, of the best evaluation; log.jsonl, a row for each evaluation;
-    steps.csv, a row each log_interval; run.json, what the run is. An old run that this one replaces
-    stays whole until this one's first checkpoint: until then, what is to be written waits."""
+    """last.pt, to go on from; best.pt, of the best evaluation; log.jsonl, a row for each
+    evaluation; steps.csv, a row each log_interval; run.json, what the run is. An old run that this
+    one replaces stays whole until this one's first checkpoint: until then, what is to be written
+    waits."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -31,8 +32,8 @@ class RunFolder:
         return self.path / name
 
     def claim(self):
-        """Make the folder this process's own, until the end of the with statement that the object was
-        made for. Raises Unusable if it is another's."""
+        """Make the folder this process's own, until the end of the with statement that the object
+        was made for. Raises Unusable if it is another's."""
         self.lock = own(self.path, "--out_dir")
 
     def __enter__(self):

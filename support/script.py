@@ -56,7 +56,7 @@ def silence(stream):
 
 
 def on_terminal(stream=None):
-    """Whether a stream (default: standard output) is a terminal, where a line may be overwritten."""
+    """Whether a stream (default: standard output) is a terminal: a line may be overwritten."""
     try:
         return (stream or sys.stdout).isatty()
     except (AttributeError, ValueError, OSError):
@@ -141,5 +141,5 @@ def is_unicode(encoding):
 def set_encoding(stream, encoding, errors):
     try:
         stream.reconfigure(encoding=encoding, errors=errors)
-    except (OSError, ValueError):           # it is closed, or nobody reads it: write_to() sees to that
-        pass
+    except (OSError, ValueError):
+        pass                                # closed, or nobody reads it: write_to() sees to that

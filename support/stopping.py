@@ -11,9 +11,9 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")     # Ctrl-C; a queue or a shutdown; the
 
 class Stop:
     """with Stop() as stop: a first signal is noted in stop.signal, for the block to look at between
-    two steps, and is answered at once by a line on stderr; a second one ends the block by SystemExit.
-    Afterwards signals do what they did before. several: torchrun sends again what all processes have
-    got, so that a second one means nothing."""
+    two steps, and is answered at once by a line on stderr; a second one ends the block by
+    SystemExit. Afterwards signals do what they did before. several: torchrun sends again what all
+    processes have got, so that a second one means nothing."""
 
     def __init__(self, several=False, talks=True):
         self.signal = 0

@@ -92,8 +92,9 @@ def test_what_is_loaded(saved):
     assert same(values["model"], saved["model"])
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.",
-                                    "module.module."])
+@pytest.mark.parametrize("prefix", [
+    "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.",
+])
 def test_checkpoints_of_wrapped_models_load(saved, prefix):
     wrapped = {prefix + name: weight for name, weight in saved["model"].items()}
     model, _, values = load_checkpoint(changed(saved, model=wrapped))
@@ -151,10 +152,12 @@ def test_weights_too_large_for_float32_are_not_finite(saved):
 def test_weights_of_another_kind_are_refused(saved):
     weights = saved["model"]
     name = "embed.weight"
-    for changes in ({name: weights[name].to(torch.int32)}, {name: weights[name].to(torch.complex64)},
-                    {name: weights[name].to("meta")}, {name: weights[name][:-1]}, {name: "x"},
-                    {name: None}, {"more": torch.zeros(1)}, {f"module.{name}": weights[name]}):
-        assert "is not a checkpoint of this project" in refused(saved, model={**weights, **changes})
+    wrong = [weights[name].to(torch.int32), weights[name].to(torch.complex64),
+             weights[name].to("meta"), weights[name][:-1], weights[name].to_sparse(), "x", None]
+    changes = [{name: value} for value in wrong]
+    changes += [{"more": torch.zeros(1)}, {f"module.{name}": weights[name]}]
+    for change in changes:
+        assert "is not a checkpoint of this project" in refused(saved, model={**weights, **change})
     fewer = dict(weights)
     del fewer[name]
     for model in (fewer, {}, [], None, 3):
@@ -187,11 +190,15 @@ def test_other_files_are_refused(here, content):
 
 # ---- Devices
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "cpu:x", "xpu", "xla", "hpu", "vulkan", "-1",
-                                  "privateuseone"])
+@pytest.mark.parametrize("name", [
+    "gpu", "meta", "cuda:99", "cpu:x", "xpu", "xla", "hpu", "vulkan", "-1", "privateuseone",
+])
 def test_devices_that_are_not_here(name):
-    with pytest.raises(Unusable, match=f"^--device={name} cannot be used here: .*; --device=cpu can$"):
+    with pytest.raises(Unusable) as error:
         checkpoint.find_device(name)
+    line = str(error.value)
+    assert line.startswith(f"--device={name} cannot be used here: ") and "\n" not in line
+    assert line.endswith("; --device=cpu can")
 
 
 def test_the_best_device_is_found():
@@ -205,13 +212,16 @@ def test_a_device_that_fails_is_said_so(monkeypatch):
     def fails(*args, device):
         raise RuntimeError("CUDA error: all devices are busy\nand more")
     monkeypatch.setattr(torch, "zeros", fails)
-    with pytest.raises(Unusable, match="--device=cpu cannot be used here: CUDA error: all devices are busy;"):
+    with pytest.raises(Unusable, match="here: CUDA error: all devices are busy; --device=cpu can$"):
         checkpoint.find_device("cpu")
 
 
 @pytest.mark.parametrize("device, computes, emulates, dtype", [
-    ("cpu", True, True, "float32"), ("mps", True, True, "float32"), ("cuda", True, True, "bfloat16"),
-    ("cuda", False, True, "float32"), ("cuda", False, False, "float32"),
+    ("cpu", True, True, "float32"),
+    ("mps", True, True, "float32"),
+    ("cuda", True, True, "bfloat16"),
+    ("cuda", False, True, "float32"),
+    ("cuda", False, False, "float32"),
 ])
 def test_bfloat16_where_a_device_computes_in_it(monkeypatch, device, computes, emulates, dtype):
     def is_supported(including_emulation=True):

@@ -17,7 +17,7 @@ import pytest
 
 import prepare_data
 import train
-from support import files, texts, tokens as codecs
+from support import files, pairs, texts, tokens as codecs
 from support.pairs import learn_pairs
 from support.script import Unusable
 from support.testing import HERE, TEXT, Server, SMALL, run, rows, all_files, ends_in_one_line
@@ -47,7 +47,8 @@ def test_bpe_learns_from_the_training_split_alone_and_encodes_anything(here):
     strange = "tab\t_under_ 12½ ٣ x\u0301 日本 \u200d\x1c\x85 🙂\n\n  end  "
     codec = codecs.Codec(a)
     assert codec.decode(codec.encode(strange)) == strange
-    first = prepare_data.bpe_codec(["ab ab abc"], 2)["tokens"][256:]   # the commonest, then the next
+    # The commonest pair, then the next.
+    first = prepare_data.bpe_codec(["ab ab abc"], 2)["tokens"][256:]
     assert [base64.b64decode(t) for t in first] == [b"ab", b" ab"]
 
 
@@ -57,7 +58,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize("data", [None, b"<html>not the file</html>", b"x" * 3_000_000])
-def test_embedded_corpus_when_the_download_fails_or_is_another_file(here, monkeypatch, capsys, data):
+def test_embedded_corpus_when_the_download_fails_or_is_wrong(here, monkeypatch, capsys, data):
     monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(data))
     prepare_data.prepare()
     err = capsys.readouterr().err
@@ -68,7 +69,8 @@ def test_embedded_corpus_when_the_download_fails_or_is_another_file(here, monkey
 
 def serve_shakespeare(monkeypatch):
     """From now on tiny Shakespeare is TEXT, and can be downloaded."""
-    monkeypatch.setattr(prepare_data, "SHAKESPEARE_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
+    monkeypatch.setattr(prepare_data, "SHAKESPEARE_SHA256", sha256)
     monkeypatch.setattr(prepare_data.urllib.request, "urlopen", Server(TEXT.encode()))
 
 
@@ -97,9 +99,10 @@ def test_a_text_that_is_there_needs_no_network_again(here, monkeypatch, capsys):
 
 @pytest.mark.parametrize("dataset", ["shakespeare", "mine"])
 @pytest.mark.parametrize("first", ["char", "bpe:40"])
-def test_a_given_text_is_kept_and_is_what_other_tokens_are_made_of(here, offline, capsys, dataset, first):
+def test_a_given_text_is_kept_and_used_again(here, offline, capsys, dataset, first):
     """After --input, with no network and without the file: the case of README's own command."""
-    assert run(prepare_data, f"--dataset={dataset}", "--input=text.txt", f"--tokenizer={first}") == 0
+    flags = [f"--dataset={dataset}", "--input=text.txt", f"--tokenizer={first}"]
+    assert run(prepare_data, *flags) == 0
     Path("text.txt").unlink()
     before = all_files()
     name = f"{dataset}-bpe20"
@@ -148,7 +151,8 @@ def test_other_tokens_have_a_name_of_their_own_unless_one_is_given(here, offline
             (["--dataset=mine-char"], "mine-char", "char"),
             (["--dataset=mine-bpe", "--tokenizer=bpe:5"], "mine-bpe", "bpe:5"),
             (["--dataset=mine", "--input=text.txt"], "mine", "bpe:9"),
-            (["--dataset=shakespeare", "--input=text.txt", "--tokenizer=bpe:3"], "shakespeare", "bpe:3"),
+            (["--input=text.txt", "--dataset=shakespeare", "--tokenizer=bpe:3"],
+             "shakespeare", "bpe:3"),
             ([], "shakespeare", "bpe:3"),
             (["--tokenizer=char"], "shakespeare-char", "char"),
             (["--tokenizer=bpe:3"], "shakespeare", "bpe:3")):
@@ -158,15 +162,29 @@ def test_other_tokens_have_a_name_of_their_own_unless_one_is_given(here, offline
         assert prepare_data.load(name)[0]["tokenizer"] == tokenizer, flags
     assert prepare_data.load("text-bpe4")[0]["tokenizer"] == "bpe:4"        # prepares itself
     assert run(train, "--dataset=text-bpe6", *SMALL[1:]) == 0
-    for name in ("mine-bpe", "nobody-bpe4", "nobody", "text-bpe", "shakespeare-10"):
-        if name != "mine-bpe":
-            with pytest.raises(Unusable, match=f"no .*{name}; to make it"):
-                prepare_data.load(name)
-            assert not Path("data", name).exists()
+    for name in ("nobody-bpe4", "nobody", "text-bpe", "text-char5", "shakespeare-10"):
+        with pytest.raises(Unusable, match=f"no .*{name}; to make it"):
+            prepare_data.load(name)
+        assert not Path("data", name).exists()
+    for name in ("text-bpe0", "text-bpe65281", "shakespeare-bpe99999999"):
+        with pytest.raises(Unusable, match="from 1 to 65280"):
+            prepare_data.load(name)
+        assert not Path("data", name).exists()
+
+
+def test_a_data_set_of_unknown_tokens_is_replaced_by_a_given_text(here):
+    """Once a task, or written by another program: a text cannot have the tokens that it names."""
+    for said in ("numbers", "bpe:70000", "", 7, None):
+        prepare_data.prepare("mine", "char", "text.txt")
+        path = Path("data/mine/meta.json")
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**meta, "tokenizer": said}), encoding="utf-8")
+        prepare_data.prepare("mine", input="text.txt")
+        assert prepare_data.load("mine")[0]["tokenizer"] == "char"
 
 
 def test_a_name_that_follows_replaces_no_other_text(here, capsys):
-    """The same file again does; another one of that name, or other tokens of another text, do not."""
+    """The same file again does; another one of that name, or tokens of another text, do not."""
     Path("b").mkdir()
     Path("b/text.txt").write_text(TEXT.upper(), encoding="utf-8")
     assert run(prepare_data, "--input=text.txt") == 0 == run(prepare_data, "--input=text.txt")
@@ -176,14 +194,14 @@ def test_a_name_that_follows_replaces_no_other_text(here, capsys):
     assert run(prepare_data, "--input=b/text.txt", "--dataset=text") == 0
     assert text_in("text")[0] == TEXT.upper()[:int(len(TEXT.upper()) * 0.9)]
     assert run(prepare_data, "--input=text.txt", "--dataset=shakespeare") == 0
-    assert run(prepare_data, "--input=b/text.txt", "--dataset=shakespeare-bpe9", "--tokenizer=bpe:9") == 0
+    prepare_data.prepare("shakespeare-bpe9", "bpe:9", "b/text.txt")
     before = all_files()
     assert "another text" in ends_in_one_line(prepare_data, ["--tokenizer=bpe:9"], capsys)
     assert all_files() == before
 
 
 def test_data_are_prepared_once_and_read_whole(here, monkeypatch, capsys):
-    """Two first runs at once: one prepares, the other waits for it. A reader waits for who replaces."""
+    """Of two first runs at once one prepares, the other waits. A reader waits for who replaces."""
     downloads = []
     def slow_download(*args, **kwargs):
         downloads.append(args)
@@ -234,8 +252,10 @@ def test_learning_and_encoding_cut_alike():
     encoded = [base64.b64encode(token).decode() for token in tokens]
     codec = codecs.Codec({"kind": "bpe", "pattern": "words", "tokens": encoded})
     assert [tokens[t] for t in codec.encode(text)] == pieces
-    ascii_text = "".join(map(chr, np.random.default_rng(0).choice([9, 10, 13, *range(32, 127)], 20_000)))
-    plain = r" ?[A-Za-z]+| ?[0-9]+| ?[^A-Za-z0-9\s]+|\s+(?!\S)|\s+"      # as GPT-2's, without its 's and 'll
+    codes = np.random.default_rng(0).choice([9, 10, 13, *range(32, 127)], 20_000)
+    ascii_text = "".join(map(chr, codes))
+    # As GPT-2's, without its 's and 'll.
+    plain = r" ?[A-Za-z]+| ?[0-9]+| ?[^A-Za-z0-9\s]+|\s+(?!\S)|\s+"
     assert re.findall(words, ascii_text) == re.findall(plain, ascii_text)
 
 
@@ -248,12 +268,14 @@ def test_one_line_without_a_space_takes_no_time(alphabet):
     assert max(map(len, re.findall(codecs.WORDS, line))) <= 33
 
 
-def test_bpe_learns_what_counting_anew_learns():
-    """Each merge from scratch: all pairs of all words counted, the most frequent one joined everywhere."""
-    text = "aaa aaaa abab ababa banana bandana " * 3 + TEXT[:1500]
+@pytest.mark.parametrize("text, merges", [
+    ("aaa aaaa abab ababa banana bandana " * 3 + TEXT[:1500], 60),
+    ("aaaaaaaaa aaaaa aaa aa " * 9 + "aab " * 4, 5)])
+def test_bpe_learns_what_counting_anew_learns(text, merges):
+    """Each merge from scratch: all pairs of all words counted, the most frequent one joined."""
     words = [[bytes([b]) for b in word.encode()] for word in re.findall(codecs.WORDS, text)]
     merged = []
-    for _ in range(60):
+    for _ in range(merges):
         pairs = Counter(pair for word in words for pair in zip(word, word[1:]))
         a, b = max(pairs, key=lambda pair: (pairs[pair], pair))
         merged.append(a + b)
@@ -263,7 +285,7 @@ def test_bpe_learns_what_counting_anew_learns():
                 if (word[i], word[i + 1]) == (a, b):
                     word[i:i + 2] = [a + b]
                 i += 1
-    learned = prepare_data.bpe_codec([text], 60)["tokens"][256:]
+    learned = prepare_data.bpe_codec([text], merges)["tokens"][256:]
     assert [base64.b64decode(token) for token in learned] == merged
 
 
@@ -271,8 +293,8 @@ def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
     """Also when the validation split has two characters, but is one token."""
     Path("short.txt").write_text("ab" * 10, encoding="utf-8")
     Path("shorter.txt").write_text("abc", encoding="utf-8")
-    assert "2 tokens" in ends_in_one_line(prepare_data, ["--input=short.txt", "--tokenizer=bpe:1"], capsys)
-    assert "2 tokens" in ends_in_one_line(prepare_data, ["--input=shorter.txt"], capsys)
+    for flags in (["--input=short.txt", "--tokenizer=bpe:1"], ["--input=shorter.txt"]):
+        assert "2 tokens" in ends_in_one_line(prepare_data, flags, capsys)
     assert not Path("data").exists()
     prepare_data.prepare("mine", input="text.txt")
     meta = json.loads(Path("data/mine/meta.json").read_text(encoding="utf-8"))
@@ -283,10 +305,11 @@ def test_text_that_is_too_short_to_validate_is_refused(here, capsys):
 
 
 def test_text_is_named_after_its_file(here, capsys):
-    for file, name in (("my text (1).txt", "my-text-1"), ("../x/.hidden.txt", "hidden"), ("parity.txt", "parity-text")):
+    for file, name in (("my text (1).txt", "my-text-1"), ("../x/.hidden.txt", "hidden"),
+                       ("parity.txt", "parity-text")):
         path = Path("files", file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("one line " * 20, encoding="utf-8-sig")     # with a mark at its start, as on Windows
+        path.write_text("one line " * 20, encoding="utf-8-sig")     # with a mark, as on Windows
         assert run(prepare_data, f"--input={path}") == 0
         err = capsys.readouterr().err
         assert f"python train.py --dataset={name}\n" in err and "vocabulary of 6" in err, err
@@ -294,68 +317,94 @@ def test_text_is_named_after_its_file(here, capsys):
 
 
 def test_texts_of_different_names_do_not_share_a_data_set():
-    names = ["日本.txt", "中国.txt", "日本1.txt", "中国1.txt", "résumé.txt", "rúsumú.txt", "--.txt", "!!.txt", "a.txt",
-             "x" * 80 + "1.txt", "x" * 80 + "2.txt", "Привет.txt", "мир.txt", "\udce9.txt", "\udce8.txt"]
+    names = ["日本.txt", "中国.txt", "日本1.txt", "中国1.txt", "résumé.txt", "rúsumú.txt",
+             "Привет.txt", "мир.txt", "--.txt", "!!.txt", "a.txt", "\udce9.txt", "\udce8.txt",
+             "x" * 80 + "1.txt", "x" * 80 + "2.txt"]
     folders = [prepare_data.name_for_files([name]) for name in names]
     folders.append(prepare_data.name_for_files(["a.txt", "b.txt"]))
     assert len(set(folders)) == len(folders)
     for folder in folders:
         assert prepare_data.folder_of(f"{folder}-bpe65280").parent == Path("data")
-    composed, decomposed = "r\xe9sum\xe9.txt", "re\u0301sume\u0301.txt"     # one name, on two systems
-    assert prepare_data.name_for_files([composed]) == prepare_data.name_for_files([decomposed])
+    one_name_on_two_systems = ["r\xe9sum\xe9.txt", "re\u0301sume\u0301.txt"]
+    assert len({prepare_data.name_for_files([name]) for name in one_name_on_two_systems}) == 1
+
+
+def several_texts():
+    """Writes 0.txt, 1.txt and 2.txt, the last one with a mark. Returns their contents."""
+    contents = ["a" * 100 + "\r\n", "b" * 50, "日本" * 15]
+    for n, encoding in enumerate(("utf-8", "utf-8", "utf-8-sig")):
+        Path(f"{n}.txt").write_text(contents[n], encoding=encoding, newline="")
+    Path("own.txt").write_text("own text", encoding="utf-8")
+    return contents
 
 
 def test_several_texts_are_joined_and_each_is_cut(here, capsys):
-    contents = ["a" * 100 + "\r\n", "b" * 50, "日本" * 15]
-    for n, content in enumerate(contents):
-        Path(f"{n}.txt").write_bytes(b"\xef\xbb\xbf" * (n == 2) + content.encode())
-    Path("own.txt").write_text("own text", encoding="utf-8")
+    contents = several_texts()
+    assert run(prepare_data, "--input=0.txt", "--input=1.txt", "--input=2.txt") == 0
+    assert "train.py --dataset=0-1-2\n" in capsys.readouterr().err
     cuts = [int(len(content) * 0.9) for content in contents]
-    flags = [f"--input={n}.txt" for n in range(3)]
-    want = ["".join(content[:cut] for content, cut in zip(contents, cuts)),
-            "".join(content[cut:] for content, cut in zip(contents, cuts))]
-    assert run(prepare_data, *flags) == 0
-    name = re.search(r"--dataset=(\S+)", capsys.readouterr().err)[1]
-    assert name == "0-1-2" and text_in(name) == want
-    assert prepare_data.load(name)[0]["source"] == "file: 0.txt, 1.txt, 2.txt"
-    assert run(prepare_data, f"--dataset={name}-bpe1") == 0 and text_in(f"{name}-bpe1") == want
-    assert run(prepare_data, *flags, "--val_input=own.txt", "--dataset=mine") == 0
+    train_text = "".join(content[:cut] for content, cut in zip(contents, cuts))
+    val_text = "".join(content[cut:] for content, cut in zip(contents, cuts))
+    assert text_in("0-1-2") == [train_text, val_text]
+    assert prepare_data.load("0-1-2")[0]["source"] == "file: 0.txt, 1.txt, 2.txt"
+    assert run(prepare_data, "--dataset=0-1-2-bpe1") == 0
+    assert text_in("0-1-2-bpe1") == [train_text, val_text]
+
+
+def test_a_validation_text_of_ones_own(here):
+    contents = several_texts()
+    flags = ["--input=0.txt", "--input=1.txt", "--input=2.txt", "--val_input=own.txt"]
+    assert run(prepare_data, *flags, "--dataset=mine") == 0
     assert text_in("mine") == ["".join(contents), "own text"]
-    assert run(prepare_data, "--dataset=mine-bpe1") == 0 and text_in("mine-bpe1") == ["".join(contents), "own text"]
-    assert run(prepare_data, "--input=0.txt", "--dataset=one") == 0
-    assert run(prepare_data, "--input=0.txt", "--val_input=0.txt", "--dataset=two") == 0
-    assert len({prepare_data.load(name)[0]["sha256"] for name in (name, "mine", "one", "two")}) == 4
-    for flags, named in ((["--val_input=own.txt"], "--input"), (["--input=0.txt", "--val_input=no.txt"], "no.txt"),
-                         (["--input=0.txt", "--input=no.txt"], "no.txt"), ([f"--input={os.devnull}"], "only once"),
-                         (["--input=own.txt", "--val_input=empty.txt"], "too short"),
-                         (["--input=empty.txt", "--val_input=own.txt"], "too short")):
-        Path("empty.txt").touch()
-        assert named in ends_in_one_line(prepare_data, flags, capsys)
+    assert run(prepare_data, "--dataset=mine-bpe1") == 0
+    assert text_in("mine-bpe1") == ["".join(contents), "own text"]
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--val_input=own.txt"], "--input"),
+    (["--input=0.txt", "--val_input=no.txt"], "no.txt"),
+    (["--input=0.txt", "--input=no.txt"], "no.txt"),
+    (["--input=0.txt", "--val_input=a.txt", "--val_input=b.txt"], "2 times"),
+    ([f"--input={os.devnull}"], "only once"),
+    (["--input=0.txt", f"--val_input={os.devnull}"], "only once"),
+    (["--input=own.txt", "--val_input=empty.txt"], "too short"),
+    (["--input=empty.txt", "--val_input=own.txt"], "too short")])
+def test_texts_that_cannot_be_used_leave_nothing(here, capsys, flags, named):
+    several_texts()
+    Path("empty.txt").touch()
+    assert named in ends_in_one_line(prepare_data, flags, capsys)
+    assert not Path("data").exists()
 
 
 def test_the_cut_is_part_of_the_fingerprint():
-    texts_ = [prepare_data.text_of("", [TEXT[:cut]], [TEXT[cut:]]) for cut in (CUT, CUT - 1, CUT + 1)]
-    assert len({text.sha256 for text in texts_}) == 3
-    assert texts_[0].sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    fingerprints = []
+    for cut in (CUT - 1, CUT, CUT + 1):
+        fingerprints.append(texts.text_of("", [TEXT[:cut]], [TEXT[cut:]]).sha256)
+    assert len(set(fingerprints)) == 3
+    assert fingerprints[1] == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
-FORMER = {"a": "32281cbd98c1dd2f", "b": "7e6737747f45526f", "parity": "73bbcd083e246350", "swaps": "d747c8463bcb8d33"}
-
-
-def test_data_are_what_they_always_were(here):
+@pytest.mark.parametrize("name, known", {
+    "a": "32281cbd98c1dd2f", "b": "7e6737747f45526f",
+    "parity": "73bbcd083e246350", "swaps": "d747c8463bcb8d33"}.items())
+def test_data_are_what_they_always_were(here, name, known):
     """The files of the former version, to the last bit."""
     prepare_data.prepare("a", "char", "text.txt")
     prepare_data.prepare("b", "bpe:40", "text.txt")
     prepare_data.prepare("parity", length=9, rows=200)
     prepare_data.prepare("swaps", length=9, rows=200, seed=3)
-    for name, known in FORMER.items():
-        contents = [path.read_bytes() for path in sorted(Path("data", name).glob("*.*")) if path.name != ".lock"]
-        assert hashlib.sha256(b"".join(contents)).hexdigest()[:16] == known, name
+    digest = hashlib.sha256()
+    for path in sorted(Path("data", name).iterdir()):
+        if path.name != ".lock":
+            digest.update(path.read_bytes())
+    assert digest.hexdigest().startswith(known)
 
 
-# What parts may cut in two: line ends, marks, surrogate pairs, characters of 2, 3 and 4 bytes, words, long rows of one kind.
-PIECES = ["a", "'s", "'ll ", "don't", "e\u0301", " ", "  ", "\n", "\r\n", "\t", "🙂", "日本", "。", "、x", "ぁ", "9", "12,3", "\x1c", "\x85",
-          "\xa0", "\u3000", "!'s", "--", "_x", "٣", "\u200d", "\ufeff", "ab cd ", "x" * 40, " " * 40, "7" * 40, "." * 40, "日" * 40, "a\n\n b"]
+# What parts may cut in two: line ends, marks, surrogate pairs, characters of 2, 3 and 4 bytes,
+# words, long rows of one kind.
+PIECES = ["a", "'s", "'ll ", "don't", "e\u0301", " ", "  ", "\n", "\r\n", "\t", "🙂", "日本", "。",
+          "、x", "ぁ", "9", "12,3", "\x1c", "\x85", "\xa0", "\u3000", "!'s", "--", "_x", "٣",
+          "\u200d", "\ufeff", "ab cd ", "x" * 40, " " * 40, "7" * 40, "." * 40, "日" * 40, "a\n\n b"]
 
 
 def tricky_text(seed, count=400):
@@ -366,115 +415,145 @@ def tricky_text(seed, count=400):
 @pytest.mark.parametrize("seed", range(5))
 def test_pairs_of_a_text_in_parts_are_those_of_all_of_it(pattern, seed):
     text = tricky_text(seed)
-    merged = [base64.b64encode(token).decode() for token in learn_pairs([text], 300)]
-    codec = codecs.Codec({"kind": "bpe", "pattern": pattern, "tokens": merged})
-    whole = codec.encode(text)
-    assert whole == [t for part in re.findall(codecs.WORDS, text) for t in codec.encode(part)] or pattern == "gpt2"
-    assert whole == codec.engine.encode_ordinary(text) or pattern == "words"
+    tokens = [base64.b64encode(token).decode() for token in learn_pairs([text], 300)]
+    codec = codecs.Codec({"kind": "bpe", "pattern": pattern, "tokens": tokens})
+    pieces = re.findall(codecs.WORDS, text) if pattern == "words" else [text]
+    whole = [token for piece in pieces for token in codec.engine.encode_ordinary(piece)]
+    assert codec.encode(text) == whole
     rng = np.random.default_rng(seed)
     for most in (1, 2, 3, 10, 50, 1000):
         cuts = [0, *np.cumsum(rng.integers(0, most + 1, size=len(text))), 10 ** 9]
         parts = [text[a:b] for a, b in zip(cuts, cuts[1:])]
-        assert "".join(parts) == text
-        assert [t for tokens in codec.encode_parts(parts) for t in tokens] == whole
+        assert [token for some in codec.encode_parts(parts) for token in some] == whole
         assert learn_pairs(parts, 30) == learn_pairs([text], 30)
         numbers = [whole[a:b] for a, b in zip(cuts, cuts[1:])]
         assert "".join(codec.decode_parts(numbers)) == text
 
 
+def test_pairs_are_learned_alike_in_blocks_of_any_size(monkeypatch):
+    whole = learn_pairs([TEXT], 100)
+    for block, size in ((1, 1), (50, 7), (1000, 100)):
+        monkeypatch.setattr(pairs, "BLOCK", block)
+        monkeypatch.setattr(pairs, "SLICE", size)
+        parts = [TEXT[n:n + 100] for n in range(0, len(TEXT), 100)]
+        assert learn_pairs(parts, 100) == whole
+
+
+def test_as_many_tokens_as_there_are_numbers():
+    """The last one has the number that stands for the end of a word while pairs are learned."""
+    tokens = learn_pairs(["ab" * 15 + " "] * 3, 65280)
+    assert len(tokens) < 300                                    # there were no pairs left
+    assert len(set(tokens)) == len(tokens) and ("ab" * 15).encode() in tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "END", 260)
+        assert learn_pairs(["ab" * 15 + " "], 5) == tokens[:261]
+
+
 @pytest.mark.parametrize("part", [1, 2, 3, 5, 64])
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:30"])
-def test_data_do_not_depend_on_the_size_of_parts(here, monkeypatch, part, tokenizer):
-    for name, text in (("a", tricky_text(1)), ("b", "\ufeff" + tricky_text(2)), ("c", "日本\r\n" * 30), ("d", "x" * 5000)):
-        Path(f"{name}.txt").write_bytes(text.encode())
-        whole = text.removeprefix("\ufeff")
-        prepare_data.prepare(name, tokenizer, f"{name}.txt")
-        before = all_files()
-        with monkeypatch.context() as patch:
-            patch.setattr(texts, "PART", part)
-            prepare_data.prepare(name, tokenizer, f"{name}.txt")
-            assert all_files() == before
-            prepare_data.prepare(name)                          # from its own tokens
-            assert all_files() == before
-        cut = int(len(whole) * 0.9)
-        assert text_in(name) == [whole[:cut], whole[cut:]]
-
-
-@pytest.mark.parametrize("damage, where", [(b"\xe9 and so on", 0), (b"\xe9 and so on", 1000), (b"\xef\xbb\xbfna\xefve", 5), (b"cut \xe6\x97", 4)])
-@pytest.mark.parametrize("part", [1, 7, 1 << 17])
-def test_what_is_not_utf8_is_said_where(here, monkeypatch, capsys, damage, where, part):
+@pytest.mark.parametrize("text", [tricky_text(1), "\ufeff" + tricky_text(2), "日本\r\n" * 30,
+                                  "x" * 5000, "\ufeff\ufeff" + "🙂" * 90])
+def test_data_do_not_depend_on_the_size_of_parts(here, monkeypatch, part, tokenizer, text):
+    Path("a.txt").write_bytes(text.encode())
+    prepare_data.prepare("a", tokenizer, "a.txt")
+    before = all_files()
     monkeypatch.setattr(texts, "PART", part)
-    before = b"x" * where if where == 1000 else b""
-    Path("bad.txt").write_bytes(before + damage)
-    place = len(before) + next(n for n, byte in enumerate(damage) if byte in (0xe9, 0xe6) or damage[n:n + 2] == b"\xefv")
+    prepare_data.prepare("a", tokenizer, "a.txt")
+    assert all_files() == before
+    prepare_data.prepare("a")                               # from its own tokens
+    assert all_files() == before
+    text = text.removeprefix("\ufeff")
+    cut = int(len(text) * 0.9)
+    assert text_in("a") == [text[:cut], text[cut:]]
+
+
+@pytest.mark.parametrize("data, place", [
+    (b"\xe9 and so on", 0), (b"x" * 1000 + b"\xe9 and so on", 1000),
+    (b"\xef\xbb\xbfna\xefve", 5), (b"cut \xe6\x97", 4)])
+@pytest.mark.parametrize("part", [1, 7, 1 << 17])
+def test_what_is_not_utf8_is_said_where(here, monkeypatch, capsys, data, place, part):
+    monkeypatch.setattr(texts, "PART", part)
+    Path("bad.txt").write_bytes(data)
     err = ends_in_one_line(prepare_data, ["--input=bad.txt"], capsys)
-    assert "bad.txt as UTF-8" in err and f"(byte {place:,} is" in err and not Path("data").exists()
+    assert "bad.txt as UTF-8" in err and f"(byte {place:,} is" in err
+    assert not Path("data").exists()
 
 
-def test_preparing_takes_little_memory(here):
-    """Words that are all different, the hardest for pairs: at most 4 times the text more than a text of no size."""
+PEAK = """
+import resource, sys, prepare_data
+prepare_data.prepare("mine", sys.argv[2], sys.argv[1])
+prepare_data.prepare("mine")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:10"])
+def test_preparing_takes_little_memory(here, tokenizer):
+    """Of words that are all different, the hardest for pairs: more than for a text of no size, by
+    4 times the text at most."""
     pytest.importorskip("resource")                             # not on Windows
-    letters = np.random.default_rng(0).integers(97, 123, size=(1_500_000, 6), dtype=np.uint8)
-    letters[:, 5] = 32
-    Path("large.txt").write_bytes(letters.tobytes())
-    code = ("import resource, sys, prepare_data; prepare_data.prepare('mine', sys.argv[2], sys.argv[1]);"
-            "prepare_data.prepare('mine'); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-    unit = 1 if sys.platform == "darwin" else 1024
-    for tokenizer in ("char", "bpe:10"):
-        peaks = []
-        for file in ("text.txt", "large.txt"):
-            done = subprocess.run([sys.executable, "-c", code, file, tokenizer], capture_output=True, text=True, check=True,
-                                  env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
-            peaks.append(unit * int(done.stdout))
-        assert peaks[1] - peaks[0] < 4 * letters.size, (tokenizer, peaks)
+    words = np.random.default_rng(0).integers(97, 123, size=(1_500_000, 6), dtype=np.uint8)
+    words[:, 5] = ord(" ")
+    Path("large.txt").write_bytes(words.tobytes())
+    env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    peaks = []
+    for file in ("text.txt", "large.txt"):
+        done = subprocess.run([sys.executable, "-c", PEAK, file, tokenizer],
+                              capture_output=True, text=True, check=True, env=env)
+        peaks.append(int(done.stdout) * (1 if sys.platform == "darwin" else 1024))
+    assert peaks[1] - peaks[0] < 4 * words.size, peaks
 
 
-def test_from_python_nothing_exits(here, capsys):
+@pytest.mark.parametrize("flags, call", [
+    (["--dataset=nope"], lambda: prepare_data.load("nope")),
+    (["--dataset=nope"], lambda: prepare_data.prepare("nope")),
+    (["--dataset=a/b"], lambda: prepare_data.load("a/b")),
+    (["--dataset=broken"], lambda: prepare_data.load("broken")),
+    (["--input=no.txt"], lambda: prepare_data.prepare(input="no.txt")),
+    (["--input=text.txt", "--tokenizer=bpe:0"],
+     lambda: prepare_data.prepare("mine", "bpe:0", "text.txt")),
+    (["--dataset=parity", "--length=5", "--rows=2000"],
+     lambda: prepare_data.prepare("parity", length=5, rows=2000)),
+    (["--dataset=file", "--input=text.txt"],
+     lambda: prepare_data.prepare("file", input="text.txt"))])
+def test_from_python_nothing_exits(here, capsys, flags, call):
     """The line is that of the script."""
     Path("data/broken").mkdir(parents=True)
     Path("data/broken/meta.json").write_text("{", encoding="utf-8")
-    for flags, call in ((["--dataset=nope"], lambda: prepare_data.load("nope")),
-                        (["--dataset=nope"], lambda: prepare_data.prepare("nope")),
-                        (["--dataset=a/b"], lambda: prepare_data.load("a/b")),
-                        (["--dataset=broken"], lambda: prepare_data.load("broken")),
-                        (["--input=no.txt"], lambda: prepare_data.prepare("mine", input="no.txt")),
-                        (["--input=text.txt", "--tokenizer=bpe:0"], lambda: prepare_data.prepare("mine", "bpe:0", "text.txt")),
-                        (["--dataset=parity", "--rows=2000"], lambda: prepare_data.prepare("parity", length=5, rows=2000)),
-                        (["--dataset=text.txt"], lambda: prepare_data.prepare("text.txt", input="text.txt"))):
-        if "--dataset=text.txt" in flags:
-            Path("data/text.txt").touch()
-            flags.append("--input=text.txt")
-        if "--dataset=parity" in flags:
-            flags.append("--length=5")
-        capsys.readouterr()
-        with pytest.raises(Unusable) as raised:
-            call()
-        assert capsys.readouterr().err == ""
-        assert ends_in_one_line(prepare_data, flags, capsys) == f"error: {raised.value}\n"
+    Path("data/file").touch()
+    with pytest.raises(Unusable) as raised:
+        call()
+    assert capsys.readouterr().err == ""
+    assert ends_in_one_line(prepare_data, flags, capsys) == f"error: {raised.value}\n"
+
+
+def test_of_a_large_file_a_sample_is_read(here, monkeypatch):
+    prepare_data.prepare("mine", "char", "text.txt")
+    looks = []
+    monkeypatch.setattr(prepare_data, "SAMPLE", 4)
+    monkeypatch.setattr(prepare_data, "check", lambda tokens, *rest: looks.append(tokens.size))
+    meta, _, _ = prepare_data.load("mine")
+    assert sum(looks) <= 2 * 64 * 4 < meta["val_tokens"]
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_of_large_files_a_sample_is_read_and_what_is_used_is_checked(here, monkeypatch, capsys, name):
+def test_what_is_used_of_a_large_file_is_checked(here, monkeypatch, capsys, name):
     prepare_data.prepare("mine", "char", "text.txt")
-    looks, look = [], prepare_data.check
     monkeypatch.setattr(prepare_data, "SAMPLE", 4)
-    monkeypatch.setattr(prepare_data, "check", lambda tokens, *rest: looks.append(tokens.size) or look(tokens, *rest))
-    prepare_data.load("mine")
-    assert sum(looks) <= 2 * 64 * 4 < prepare_data.load("mine")[0]["val_tokens"]
-    path = Path(f"data/mine/{name}.bin")
+    path, place = Path(f"data/mine/{name}.bin"), 306            # which is not in the sample
     damaged = np.fromfile(path, "<u2")
-    place = 306
     damaged[place] = 999
     damaged.tofile(path)
-    tokens = prepare_data.load("mine")[2][name]                     # it is not in the sample
+    tokens = prepare_data.load("mine")[2][name]
     tokens[np.arange(place)], tokens[place + 1]
-    for places in (place, np.array([[place, 5]]), [place], (np.array([place]),)):
+    for places in (place, [place], np.array([[place, 5]]), (np.array([place]),)):
         with pytest.raises(Unusable, match="token 999 of a vocabulary of 41"):
             tokens[places]
     with pytest.raises(Unusable, match="token 999"):
         tokens[:400].reshape(4, 100)[np.array([3])]
-    assert "damaged" in ends_in_one_line(train, [f for f in SMALL if "iters" not in f] + ["--max_iters=400"], capsys)
-    damaged[0] = 999
+    flags = [flag for flag in SMALL if not flag.startswith("--max_iters")]
+    assert "damaged" in ends_in_one_line(train, [*flags, "--max_iters=400"], capsys)
+    damaged[-1] = 999                                           # which is
     damaged.tofile(path)
     with pytest.raises(Unusable, match=f"{name}.bin: token 999"):
         prepare_data.load("mine")
@@ -487,16 +566,19 @@ def test_damaged_data_are_neither_text_nor_replaced(here, offline, capsys):
     tokens[7] = (tokens[7] + 1) % 41
     tokens.tofile("data/mine/val.bin")
     before = all_files()
-    for flags in (["--dataset=mine"], ["--dataset=mine-bpe5"], ["--dataset=mine", "--tokenizer=bpe:5"]):
-        assert "data/mine is damaged" in ends_in_one_line(prepare_data, flags, capsys).replace("\\", "/")
+    for flags in (["--dataset=mine"], ["--dataset=mine-bpe5"],
+                  ["--dataset=mine", "--tokenizer=bpe:5"]):
+        assert "mine is damaged" in ends_in_one_line(prepare_data, flags, capsys)
         assert all_files() == before
-    assert run(prepare_data, "--dataset=mine", "--input=text.txt") == 0 and text_in("mine")[1] == TEXT[CUT:]
+    assert run(prepare_data, "--dataset=mine", "--input=text.txt") == 0
+    assert text_in("mine") == [TEXT[:CUT], TEXT[CUT:]]
 
 
 def test_a_task_is_no_text(here, capsys):
     prepare_data.prepare("parity", length=8, rows=120)
     assert "is a task" in ends_in_one_line(prepare_data, ["--dataset=parity-bpe5"], capsys)
-    assert "parity" in ends_in_one_line(prepare_data, ["--dataset=parity", "--val_input=text.txt"], capsys)
+    flags = ["--dataset=parity", "--val_input=text.txt"]
+    assert "the name of a task" in ends_in_one_line(prepare_data, flags, capsys)
 
 
 def test_task_targets_are_what_they_say():
@@ -514,7 +596,7 @@ def test_task_targets_are_what_they_say():
                 i, j = pairs[operation - 1]
                 objects[i], objects[j] = objects[j], objects[i]
             smaller = [sum(other < o for other in objects[k + 1:]) for k, o in enumerate(objects)]
-            rank = sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))        # of a permutation
+            rank = sum(n * math.factorial(4 - k) for k, n in enumerate(smaller))
             assert target == rank
     assert set(x.flat) == set(range(11)) and len(set(y.flat)) > 100
 
@@ -525,8 +607,8 @@ def test_only_a_task_has_a_length(here):
     Path("data/mine/meta.json").write_text(json.dumps({**meta, "length": [16]}), encoding="utf-8")
     assert run(train, *SMALL) == 0
     small = [flag for flag in SMALL[1:] if not flag.startswith("--block_size")]
-    assert run(train, "--dataset=swaps", *small, "--curriculum=", "--overwrite=1", "--out_dir=swaps") == 0
-    assert rows("swaps")[0]["tokens"] == 3 * 4 * 32                                   # and no curriculum if one says so
+    assert run(train, "--dataset=swaps", *small, "--curriculum=", "--out_dir=swaps") == 0
+    assert rows("swaps")[0]["tokens"] == 3 * 4 * 32         # and no curriculum if one says so
 
 
 def test_task_has_no_more_inputs_than_it_was_trained_on():
@@ -541,7 +623,8 @@ def test_task_rows_are_different_and_seeded(here):
     read = lambda: prepare_data.load("parity")[2]
     prepare_data.prepare("parity", length=9, rows=200)
     data = read()
-    train_rows, val_rows = ({tuple(row) for row in data[name].tolist()} for name in ("train", "val"))
+    train_rows = {tuple(row) for row in data["train"].tolist()}
+    val_rows = {tuple(row) for row in data["val"].tolist()}
     assert len(train_rows) == 180 and len(val_rows) == 20 and not train_rows & val_rows
     first = data["train"].copy()
     prepare_data.prepare("parity", length=9, rows=200)

@@ -135,7 +135,7 @@ def full_disk(after):
 
 @pytest.mark.parametrize("after", [0, 1000])
 def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
-    """Neither of files that are written one by one nor together; torch's own words are not shown."""
+    """Written one by one, or together, or as a row; torch's own words are not shown."""
     before = all_files()
     monkeypatch.setattr(files, "open", full_disk(after), raising=False)
     for path in ("run/last.pt", "run/new.pt"):
@@ -151,23 +151,36 @@ def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
     assert all_files() == before
 
 
-def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
-    """A real one, in a process of its own; the line is not torch's about its own source."""
-    pytest.importorskip("resource")
-    code = """
-import resource, torch
+LIMITED = """
+import resource
+import torch
 from support import files
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-for write in (lambda f: torch.save(torch.zeros(10_000), f), lambda f: f.write(bytes(20_000))):
+
+def attempt(function, *args):
     try:
-        files.write_atomic("new", write)
+        function(*args)
     except files.Unusable as e:
         print(e)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+attempt(files.write_atomic, "new", lambda f: torch.save(torch.zeros(10_000), f))
+attempt(files.write_atomic, "new", lambda f: f.write(bytes(20_000)))
+attempt(files.append_line, "log", "x" * 2000)
+attempt(files.append_line, "log", "short")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+
+
+def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
+    """A real one, in a process of its own. Of a row that does not fit nothing is left, and there is
+    room for the next."""
+    pytest.importorskip("resource")
+    Path("log").write_text("x" * 8999 + "\n")
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(HERE)})
-    assert done.stdout == 2 * "cannot write new: File too large\n" and done.stderr == ""
-    assert names() == ["text.txt"]
+    lines = ["cannot write new: File too large"] * 2 + ["cannot write log: File too large"]
+    assert done.stdout.splitlines() == lines and done.stderr == ""
+    assert names() == ["log", "text.txt"]
+    assert Path("log").read_text() == "x" * 8999 + "\nshort\n"
 
 
 def test_what_is_no_matter_of_files_is_not_told_as_one(here):
@@ -201,7 +214,8 @@ def test_a_link_stays_a_link(here, there):
     files.write_together({"chain.pt": text("2")})
     assert Path("last.pt").is_symlink() and Path("chain.pt").is_symlink()
     assert Path("disk/real.pt").read_text() == "2"
-    assert os.listdir("disk") == ["real.pt"] and names() == ["chain.pt", "disk", "last.pt", "text.txt"]
+    assert os.listdir("disk") == ["real.pt"]
+    assert names() == ["chain.pt", "disk", "last.pt", "text.txt"]
 
 
 def test_what_is_no_file_is_not_replaced(here):

@@ -55,7 +55,11 @@ def all_sources():
         yield from sorted((HERE / folder).glob("*.py"))
 
 
-@pytest.mark.parametrize("path", list(all_sources()), ids=lambda path: path.relative_to(HERE).as_posix())
+def name_of(path):
+    return path.relative_to(HERE).as_posix()
+
+
+@pytest.mark.parametrize("path", list(all_sources()), ids=name_of)
 def test_nothing_else_is_needed_and_nothing_newer_than_python_3_10(path):
     """torch, numpy, tiktoken, pytest for tests, and matplotlib in assets/ alone."""
     ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))

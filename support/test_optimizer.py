@@ -11,8 +11,8 @@ from support import optimizer
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (24, 24), (3, 40)])
 def test_muon_is_torchs(shape):
-    """To bfloat16's digits, with momentum and decay, over several steps; two matrices in a stack are
-    two matrices."""
+    """To bfloat16's digits, with momentum and decay, over several steps; two matrices in a stack
+    are two matrices."""
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(*shape)), nn.Parameter(torch.randn(*shape[::-1]))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
@@ -32,7 +32,8 @@ def test_muon_is_torchs(shape):
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (2, 16, 64), (2, 30, 40)])
 def test_orthogonalized_directions_have_singular_values_of_about_one(shape):
-    """Those that are not tiny; and all of them are what five polynomials make of them, in float64."""
+    """Those that are not tiny; and all of them are what five polynomials make of them, in
+    float64."""
     torch.manual_seed(0)
     n, rows, columns = shape
     X = torch.randn(shape) + 3 * torch.randn(n, rows, 1) @ torch.randn(n, 1, columns)
@@ -62,7 +63,8 @@ def model_with_optimizers(change=None, **options):
 def names_of(model, kind, optimizers):
     """The names of the parameters that optimizers of a kind hold."""
     names = {p: name for name, p in model.named_parameters()}
-    held = [p for one in optimizers if isinstance(one, kind) for g in one.param_groups for p in g["params"]]
+    groups = [g for one in optimizers if isinstance(one, kind) for g in one.param_groups]
+    held = [p for group in groups for p in group["params"]]
     assert len(set(held)) == len(held)
     return {names[p] for p in held}
 
@@ -80,7 +82,8 @@ def update(model, optimizers):
 def test_muon_gets_the_linear_layers_between_hidden_states_and_nothing_else():
     model, optimizers = model_with_optimizers(lrt=True)
     matrices = names_of(model, optimizer.Muon, optimizers)
-    assert matrices == {name for name, p in model.named_parameters() if ".w_" in name or name[:2] == "u_"}
+    names = [name for name, p in model.named_parameters()]
+    assert matrices == {name for name in names if ".w_" in name or name.startswith("u_")}
     others = names_of(model, torch.optim.AdamW, optimizers)
     assert others == {"embed.weight", "head.weight", "alpha", "beta", "gamma"}
     scales = [group.get("scale", 1.0) for group in optimizers[1].param_groups]
@@ -107,7 +110,8 @@ def test_a_parameter_of_ones_own_is_no_matrix_to_muon_whatever_its_shape(change,
     update(model, optimizers)
 
 
-@pytest.mark.parametrize("frozen", ["blocks.0.w_q.weight", "embed.weight", "head.weight", "blocks", ""])
+@pytest.mark.parametrize("frozen", ["blocks.0.w_q.weight", "embed.weight", "head.weight", "blocks",
+                                    ""])
 def test_frozen_parameters_stay_and_the_others_move(frozen):
     """One of them, all matrices, or all but gamma."""
     def freeze(model):

@@ -99,7 +99,7 @@ def test_names_that_are_not_there(arg, meant):
 @pytest.mark.parametrize("args, word, meant", [
     (["out"], "out", "out_dir"), (["lrt=1"], "lrt=1", "lrt"),
     (["--out_dir=my", "run"], "run", ""), (["--out_dir", "my", "steps"], "steps", ""),
-    (["config/train.py"], "config/train.py", ""),
+    (["config/train.py"], "config/train.py", ""), (["in"], "in", ""), (["of"], "of", ""),
 ])
 def test_a_word_without_dashes_is_unexpected(args, word, meant):
     line = refused(*args)
@@ -134,6 +134,12 @@ NANOGPT = ("eval_iters decay_lr lr_decay_iters always_save_checkpoint wandb_log 
 def test_nanogpts_names_that_are_not_here_get_a_line_that_helps(script, name, capsys):
     line = ends_in_one_line(script, [f"--{name}=1"], capsys)
     assert line == f"error: there is no --{name} here: {options.INSTEAD[name]}\n"
+
+
+@pytest.mark.parametrize("flag", ["--eval-iters", "--Eval_Iters", "-eval_iters", "--eval_iters"])
+def test_a_name_may_be_written_in_other_ways(flag):
+    for args in ([f"{flag}=3"], [flag, "3"], [flag]):
+        assert refused(*args) == f"there is no {flag} here: {options.INSTEAD['eval_iters']}"
 
 
 def test_what_is_used_instead_is_there():

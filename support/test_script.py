@@ -53,7 +53,9 @@ def test_mistakes_in_the_code_are_not_hidden(error):
 
 
 @pytest.mark.parametrize("error, status", [
-    (KeyboardInterrupt(), 130), (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141), (SystemExit(7), 7),
+    (KeyboardInterrupt(), 130),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141),
+    (SystemExit(7), 7),
 ])
 def test_exit_status(error, status, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())       # whoever reads these tests stays
@@ -71,9 +73,11 @@ def test_main_gives_back_what_it_returns_and_keeps_its_name():
 
 def test_from_python_no_library_call_exits(here):
     """The same line as from a script, as an exception that is a ValueError, too."""
-    for call in (lambda: files.own("text.txt", "--x"), lambda: files.read_text("missing"),
+    for call in (lambda: files.own("text.txt", "--x"),
+                 lambda: files.read_text("missing"),
                  lambda: files.write_atomic("gone/x", lambda f: None),
-                 lambda: checkpoint.find_device("gpu"), lambda: checkpoint.load_checkpoint("text.txt")):
+                 lambda: checkpoint.find_device("gpu"),
+                 lambda: checkpoint.load_checkpoint("text.txt")):
         with pytest.raises(ValueError) as error:
             call()
         assert type(error.value) is script.Unusable
@@ -172,8 +176,13 @@ main()
 
 def python(code, **named):
     """A process that runs this code."""
-    env = {**os.environ, "PYTHONPATH": str(HERE), **named.pop("env", {})}
-    return subprocess.run([sys.executable, "-c", code], env=env, timeout=60, **named)
+    env = environment(**named.pop("env", {}))
+    return subprocess.run([sys.executable, "-c", code], timeout=60, env=env, **named)
+
+
+def environment(**changes):
+    """As a user has it: output waits in a buffer, which Python empties when it ends."""
+    return {**os.environ, "PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "", **changes}
 
 
 @pytest.mark.parametrize("which", ["stdout", "stderr"])
@@ -202,8 +211,7 @@ def test_a_full_disk_under_the_output_ends_no_run(here):
 def test_streams_that_are_closed_from_the_start(here, closing):
     Path("prints.py").write_text(PRINTS)
     done = subprocess.run(f"{shlex.quote(sys.executable)} prints.py {closing}", shell=True,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          env={**os.environ, "PYTHONPATH": str(HERE)})
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     assert done.returncode == 0 and Path("finished").exists()
 
 
@@ -213,7 +221,8 @@ def test_training_needs_no_output(trained, closing):
     """It goes on to its end and writes all files; its last sample is of no use to anybody."""
     words = [sys.executable, str(HERE / "train.py"), *SMALL]
     line = f"({shlex.join(words)}; echo $? > status) {closing}"
-    subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                   env=environment())
     assert Path("status").read_text() == "0\n"
     assert {"last.pt", "best.pt", "log.jsonl"} <= {path.name for path in Path("out").iterdir()}
 
@@ -234,7 +243,8 @@ main()
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "ascii:strict"])
 def test_text_that_goes_into_a_file_keeps_its_characters(here, encoding):
-    done = python(SPEAKS, capture_output=True, env={"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
+    env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = python(SPEAKS, capture_output=True, env=env)
     assert done.stdout.decode("utf-8").splitlines() == ["naïve — 日本"]
     assert done.stderr.decode("utf-8").splitlines() == ["naïve — 日本"]
 
@@ -298,6 +308,7 @@ def test_scripts_work_where_the_locale_is_not_utf8(here):
     for args in (["prepare_data.py", "--dataset=mine", "--input=text.txt"],
                  ["train.py", *SMALL],
                  ["sample.py", "--prompt=FILE:prompt.txt", "--max_new_tokens=1", "--device=cpu"]):
-        done = subprocess.run([sys.executable, HERE / args[0], *args[1:]], capture_output=True, env=env)
+        words = [sys.executable, HERE / args[0], *args[1:]]
+        done = subprocess.run(words, capture_output=True, env=env)
         assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert done.stdout.decode("utf-8").startswith("naïve")

@@ -25,12 +25,12 @@ class Server:
         return io.BytesIO(self.data)
 
 
-SMALL_TASK = ("--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 --eval_interval=20 "
-              "--device=cpu --lrt=1").split()
+SMALL_TASK = ("--dataset=parity --n_layer=1 --n_head=2 --n_embd=48 --batch_size=32 "
+              "--eval_interval=20 --device=cpu --lrt=1").split()
 
 
-SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 --max_iters=6 "
-         "--eval_interval=3 --log_interval=2 --device=cpu").split()
+SMALL = ("--dataset=mine --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --batch_size=4 "
+         "--max_iters=6 --eval_interval=3 --log_interval=2 --device=cpu").split()
 
 
 def once(args):
@@ -56,7 +56,9 @@ def run(module, *args):
 
 
 def rows(folder):
-    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Of the log of a run."""
+    log = Path(folder, "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in log.splitlines()]
 
 
 def weights(folder):
@@ -68,7 +70,9 @@ def same(a, b):
 
 
 def all_files():
-    return {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file() and p.name != ".lock"}
+    """{path: bytes} of all files here and below, but for locks."""
+    return {path: path.read_bytes() for path in sorted(Path(".").rglob("*"))
+            if path.is_file() and path.name != ".lock"}
 
 
 def ends_in_one_line(module, args, capsys):
@@ -82,7 +86,8 @@ def ends_in_one_line(module, args, capsys):
 
 def torchrun(*args):
     """Two processes; a hang is an error."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *once(args)],
-                          capture_output=True, text=True, encoding="utf-8", timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
-                               "PYTHONPATH": str(HERE)})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    env["PYTHONIOENCODING"] = "utf-8"
+    return subprocess.run([*launcher, *once(args)], capture_output=True, text=True,
+                          encoding="utf-8", timeout=120, env=env)
