@@ -71,7 +71,8 @@ def parse(text):
     try:
         return definitions(text)
     except SyntaxError as e:
-        raise Refused(f"syntax error in line {e.lineno}: {e.msg}")
+        where = f"syntax error in line {e.lineno}" if e.lineno else "is not Python"
+        raise Refused(f"{where}: {e.msg}")
     except (RecursionError, MemoryError):
         raise Refused("is not Python that can be read: it is nested too deeply")
     except ValueError as e:

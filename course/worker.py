@@ -80,8 +80,9 @@ def limit_resources(seconds):
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     for what, most in {"RLIMIT_DATA": MEMORY, "RLIMIT_FSIZE": FILE_SIZE, "RLIMIT_CORE": 0,
                        "RLIMIT_CPU": math.ceil(used + seconds)}.items():
-        try:
-            resource.setrlimit(getattr(resource, what), (most, most))
+        try:                            # at the second of two limits of time it is killed at once
+            hard = most + 5 if what == "RLIMIT_CPU" else most
+            resource.setrlimit(getattr(resource, what), (most, hard))
         except (AttributeError, ValueError, OSError):
             pass                            # a system without it, or a limit that is lower already
 

@@ -268,12 +268,14 @@ def test_one_line_without_a_space_takes_no_time(alphabet):
     assert max(map(len, re.findall(codecs.WORDS, line))) <= 33
 
 
-def test_bpe_learns_what_counting_anew_learns():
+@pytest.mark.parametrize("text, merges", [
+    ("aaa aaaa abab ababa banana bandana " * 3 + TEXT[:1500], 60),
+    ("aaaaaaaaa aaaaa aaa aa " * 9 + "aab " * 4, 5)])
+def test_bpe_learns_what_counting_anew_learns(text, merges):
     """Each merge from scratch: all pairs of all words counted, the most frequent one joined."""
-    text = "aaa aaaa abab ababa banana bandana " * 3 + TEXT[:1500]
     words = [[bytes([b]) for b in word.encode()] for word in re.findall(codecs.WORDS, text)]
     merged = []
-    for _ in range(60):
+    for _ in range(merges):
         pairs = Counter(pair for word in words for pair in zip(word, word[1:]))
         a, b = max(pairs, key=lambda pair: (pairs[pair], pair))
         merged.append(a + b)
@@ -283,7 +285,7 @@ def test_bpe_learns_what_counting_anew_learns():
                 if (word[i], word[i + 1]) == (a, b):
                     word[i:i + 2] = [a + b]
                 i += 1
-    learned = prepare_data.bpe_codec([text], 60)["tokens"][256:]
+    learned = prepare_data.bpe_codec([text], merges)["tokens"][256:]
     assert [base64.b64decode(token) for token in learned] == merged
 
 

@@ -18,7 +18,6 @@ SIGNS = (r"!-/:-@\[-`{-~\xa1-\xbf\u2010-\u205e"
          r"\u3001-\u3003\u3008-\u301f\uff01-\uff0f\uff1a-\uff20")
 WORDS = (rf" ?[^\s\d{SIGNS}]{{1,32}}| ?\d{{1,32}}| ?[{SIGNS}]{{1,32}}"
          r"|\s{1,32}(?!\S)|\s{1,32}")
-LONGEST_LOOK = 34               # characters that decide where a word ends, from its first one on
 
 # GPT-2's pieces have no longest one. But wherever they begin, they end at these places: before a
 # space or line break that follows something else, before an ASCII sign that follows a letter or
@@ -35,9 +34,7 @@ def words_of(parts):
     rest = ""
     for part in parts:
         words = re.findall(WORDS, rest + part)
-        rest = ""
-        while words and len(rest) < LONGEST_LOOK:       # what follows may change the last words
-            rest = words.pop() + rest
+        rest = words.pop() if words else ""     # what follows may change the last one alone
         yield words
     yield re.findall(WORDS, rest)
 
