@@ -117,6 +117,9 @@ class Cache:
         self.kv = [kv[..., max(0, kv.size(3) - self.W + 1):, :] for kv in self.kv]
         self.x0 = None                                      # nothing is being computed
 
+class Dropout(nn.Dropout):
+    def forward(self, x):           # not in passes without gradients, which only look for m
+        return F.dropout(x, self.p, self.training and torch.is_grad_enabled())
 class Block(nn.Module):
     """A layer. config.lrt: with 2 H gates, 2 σ(W_g y), first H local, then H for the memory."""
     def __init__(self, config):
@@ -125,7 +128,7 @@ class Block(nn.Module):
         self.w_q, self.w_k, self.w_v, self.w_o = (nn.Linear(C, C, bias=False) for _ in range(4))
         self.w_1, self.w_2 = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
         self.w_g = nn.Linear(C, 2 * config.n_head, bias=False) if config.lrt else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
     def split(self, x):             # (B, T, C) -> (B, H, T, D): head 0 has the first D numbers, ...
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
 
@@ -155,7 +158,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, C, L = config, config.n_embd, config.n_layer
-        self.embed, self.dropout = nn.Embedding(config.vocab_size, C), nn.Dropout(config.dropout)
+        self.embed, self.dropout = nn.Embedding(config.vocab_size, C), Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(L))
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         self.alpha, self.beta = nn.Parameter(torch.ones(L)), nn.Parameter(torch.full((L,), 0.1))
@@ -226,10 +229,9 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, subsets=None, sweeps=1, loss_weights=None, hops=None):
         """idx, targets (B, T), -1: none -> logits (B, T, V), mean loss in nats or None. WITHOUT
-        subsets it is exact, and slow: the loop. A plain GPT is pass 0, whatever the dial says. With
-        S subsets (S > T means T), logits are those after K sweeps, exact in the first max(K + 1,
-        S K) positions; the loss is the mean over pass 0 and all subset passes, or the sum of K + 1
-        loss_weights times those after pass 0 and after each sweep. hops: see forward_hops."""
+        subsets it is exact, and slow: the loop. With S subsets (S > T: T), logits are those after K
+        sweeps, of which max(K + 1, S K) positions are exact, and the loss is the mean over all
+        passes, or K + 1 loss_weights times those of pass 0 and each sweep. Plain GPT: pass 0."""
         T, W, S, K, weights = idx.size(1), self.config.block_size, subsets, sweeps, loss_weights
         need(1 <= T <= W, f"{T} positions: must be 1 to block_size = {W}")
         need_whole(1, subsets=1 if S is None else S)
@@ -255,7 +257,6 @@ class GPT(nn.Module):
         logits = [self.logits(h) for h in hidden]
         return logits[-1], sum(w * cross_entropy(z, targets) for w, z in zip(weights, logits) if w)
 
-    # ---- Exact in parallel: passes find the memory, one more pass has the gradient
     def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
         """As forward, with the gradient of a solution, not of the way to it (as deep equilibrium
         models, arXiv:1909.01377). Passes, or the loop, find the latents z = m_next(shift_right(z)).
@@ -290,11 +291,10 @@ class GPT(nn.Module):
     @torch.no_grad()
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
-        after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep changes nothing
-        that it writes by more than tol, or rounding; after ⌈T/S⌉ it is exact. cache.sweeps: of
-        a piece, most (plain: 0); cache.residual: most change in the last one, 0 in ⌈T/S⌉."""
+        after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep writes nothing
+        that differs by more than tol, or rounding; all is exact after ⌈T/S⌉. cache.sweeps: most of
+        a piece (plain: 0); cache.residual: most change in the last one, 0 in number ⌈T/S⌉."""
         need_whole(1, subsets=subsets, T=idx.size(1))
-        need(not (self.training and self.config.dropout), "dropout is on: call model.eval() first")
         tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
         cache.sweeps, cache.residual = 0, 0.0
         for piece in idx.split(max(self.config.block_size, 512), dim=1):

@@ -1,7 +1,7 @@
 """Train a GPT, with or without latent recurrence:  python train.py --lrt=1   (-h: all settings)
 On several processes or machines:  torchrun --standalone --nproc_per_node=2 train.py --lrt=1
 Writes into out_dir: last.pt, to go on from; best.pt, of least exact loss; log.jsonl, a row for each
-evaluation; steps.csv, a row each log_interval; run.json. The loop is in train(), at the end."""
+evaluation; steps.csv, a row each log_interval; run.json. The loop is train()."""
 import math
 import os
 import re
@@ -402,130 +402,6 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-# ---- To begin, and to go on
-
-def new_run(s, taken, processes):
-    """A Run from its start. Its folder is its own until `taken`, an ExitStack, is closed."""
-    refuse_contradictions(s)
-    folder = taken.enter_context(RunFolder(s.out_dir))
-    run = Run(s, folder, processes)
-    if s.init_from:
-        begin_with_weights(run, s.init_from)
-    if processes.first:
-        folder.claim()
-        folder.begin(s.overwrite)
-    return run
-
-
-def begin_with_weights(run, path):
-    """Another run's weights; what they lack starts as usual."""
-    checkpoint = load_checkpoint(path)[2]
-    refuse_other_data(path, checkpoint, run.meta, run.s.dataset, ["codec"])
-    refuse_other_model(path, checkpoint, run.config)
-    missing = run.model.load_state_dict(checkpoint["model"], strict=False).missing_keys
-    usual = f"; starting as usual: {', '.join(missing)}" if missing else ""
-    run.say(f"weights of {path}{usual}")
-
-
-def found_run(s, given, processes):
-    """(s, given), of which s.resume is a folder or a file, or empty: --resume=auto goes on with the
-    run in out_dir if there is one."""
-    if s.resume != "auto":
-        return s, given
-    there = processes.first and Path(s.out_dir, "last.pt").is_file()
-    [there] = processes.sum(there)          # the first process looks for all
-    given = [name for name in given if name != "out_dir"]
-    return replace(s, resume=s.out_dir if there else ""), given
-
-
-def resumed_run(s, given, taken, processes):
-    """A Run as its last.pt left it, with the settings that it was started with; see new_run()."""
-    path = find_checkpoint(s.resume, ["last.pt"])
-    folder = taken.enter_context(RunFolder(path.parent))
-    if processes.first and path.is_file():
-        folder.claim()
-    last = load_checkpoint(path)[2]
-    s = settings_to_go_on(s, given, path, last, processes)
-    refuse_contradictions(s)
-    run = Run(s, folder, processes)
-    refuse_other_data(path, last, run.meta, s.dataset, ["codec", "sha256"])
-    refuse_other_model(path, last, run.config)
-    take_over(run, path, last)
-    run.saved_step = run.step
-    if processes.first:
-        folder.go_on(run.step, run.rows)
-        run.best = row_of_best(run)
-    if run.rows and run.step == run.plan.steps == run.evaluated and not s.max_flops:
-        run.say(f"{folder.path} is finished; longer: --max_iters={2 * run.step}; new run, same "
-                "weights: --init_from")
-    return run
-
-
-def compiles_by_default(s, device):
-    return device.type == "cuda" and s.lrt_mode != "sequential"
-
-
-def compiled(run):
-    """The model, compiled if that is asked for or, on CUDA, by default. If it does not work: raises
-    Unusable if it is asked for; by default the run goes on without."""
-    s = run.s
-    if s.compile == 0 or s.compile == -1 and not compiles_by_default(s, run.device):
-        return run.model
-    run.say("compiling, a minute or so ...")
-    compute = torch.compile(run.model)
-    x = torch.zeros(s.batch_size, int(run.plan.lengths[-1]), dtype=torch.long, device=run.device)
-    try:
-        with run.autocast():
-            loss = compute(x, x, **dial(s))[1]
-        loss.backward()
-    except Exception as e:      # a compiler can raise anything at all
-        first_line = str(e).strip().splitlines()[0] if str(e).strip() else ""
-        why = f"torch.compile does not work here ({type(e).__name__}: {first_line:.120})"
-        if s.compile == 1:
-            raise Unusable(f"--compile=1: {why}") from e
-        run.say(f"not compiled, so slower: {why}")
-        return run.model
-    finally:
-        run.model.zero_grad()
-    return compute
-
-
-def announce(run):
-    """Write run.json, and tell what is going to happen."""
-    s, processes, plan = run.s, run.processes, run.plan
-    parameters = sum(p.numel() for p in run.model.parameters())
-    if processes.first:
-        data = {key: value for key, value in run.meta.items() if key != "codec"}
-        run.folder.describe({"settings": asdict(s), "data": data, "parameters": parameters,
-                             "processes": processes.count, "flops": plan.flops[-1],
-                             "torch": torch.__version__, "python": sys.version})
-    gflop = np.diff(plan.flops, prepend=0).max() / 1e9
-    where = run.device.type
-    if processes.count > 1:
-        where += f" x {processes.count}"
-    run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, "
-            f"{where} {run.dtype}, torch {torch.__version__}; {run.meta['source']}")
-    if run.step > 0:
-        return
-    if s.max_flops:
-        run.say(plan.what_ends(s))
-    if plan.steps <= s.warmup_iters:
-        run.say(f"the run ends while its learning rate still rises: {plan.steps:,} steps, "
-                f"--warmup_iters={s.warmup_iters:,}")
-
-
-def name_of(s):
-    """What is trained, and how."""
-    if not s.lrt:
-        return "plain GPT"
-    name = f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
-    if s.lrt_mode == "sequential":
-        name = "LRT, token by token"
-    if dial(s)["hops"] is not None:
-        name += f", one pass with gradients, {dial(s)['hops']} hops"
-    return name
-
-
 # ---- Training
 
 def learning_rate(s, step, steps):
@@ -710,6 +586,130 @@ def train(run, stop):
             stop_here(run, stop)
     if processes.first and run.saved_step < run.step:
         save(run, best=newest_is_best(run))
+
+
+# ---- To begin, and to go on
+
+def new_run(s, taken, processes):
+    """A Run from its start. Its folder is its own until `taken`, an ExitStack, is closed."""
+    refuse_contradictions(s)
+    folder = taken.enter_context(RunFolder(s.out_dir))
+    run = Run(s, folder, processes)
+    if s.init_from:
+        begin_with_weights(run, s.init_from)
+    if processes.first:
+        folder.claim()
+        folder.begin(s.overwrite)
+    return run
+
+
+def begin_with_weights(run, path):
+    """Another run's weights; what they lack starts as usual."""
+    checkpoint = load_checkpoint(path)[2]
+    refuse_other_data(path, checkpoint, run.meta, run.s.dataset, ["codec"])
+    refuse_other_model(path, checkpoint, run.config)
+    missing = run.model.load_state_dict(checkpoint["model"], strict=False).missing_keys
+    usual = f"; starting as usual: {', '.join(missing)}" if missing else ""
+    run.say(f"weights of {path}{usual}")
+
+
+def found_run(s, given, processes):
+    """(s, given), of which s.resume is a folder or a file, or empty: --resume=auto goes on with the
+    run in out_dir if there is one."""
+    if s.resume != "auto":
+        return s, given
+    there = processes.first and Path(s.out_dir, "last.pt").is_file()
+    [there] = processes.sum(there)          # the first process looks for all
+    given = [name for name in given if name != "out_dir"]
+    return replace(s, resume=s.out_dir if there else ""), given
+
+
+def resumed_run(s, given, taken, processes):
+    """A Run as its last.pt left it, with the settings that it was started with; see new_run()."""
+    path = find_checkpoint(s.resume, ["last.pt"])
+    folder = taken.enter_context(RunFolder(path.parent))
+    if processes.first and path.is_file():
+        folder.claim()
+    last = load_checkpoint(path)[2]
+    s = settings_to_go_on(s, given, path, last, processes)
+    refuse_contradictions(s)
+    run = Run(s, folder, processes)
+    refuse_other_data(path, last, run.meta, s.dataset, ["codec", "sha256"])
+    refuse_other_model(path, last, run.config)
+    take_over(run, path, last)
+    run.saved_step = run.step
+    if processes.first:
+        folder.go_on(run.step, run.rows)
+        run.best = row_of_best(run)
+    if run.rows and run.step == run.plan.steps == run.evaluated and not s.max_flops:
+        run.say(f"{folder.path} is finished; longer: --max_iters={2 * run.step}; new run, same "
+                "weights: --init_from")
+    return run
+
+
+def compiles_by_default(s, device):
+    return device.type == "cuda" and s.lrt_mode != "sequential"
+
+
+def compiled(run):
+    """The model, compiled if that is asked for or, on CUDA, by default. If it does not work: raises
+    Unusable if it is asked for; by default the run goes on without."""
+    s = run.s
+    if s.compile == 0 or s.compile == -1 and not compiles_by_default(s, run.device):
+        return run.model
+    run.say("compiling, a minute or so ...")
+    compute = torch.compile(run.model)
+    x = torch.zeros(s.batch_size, int(run.plan.lengths[-1]), dtype=torch.long, device=run.device)
+    try:
+        with run.autocast():
+            loss = compute(x, x, **dial(s))[1]
+        loss.backward()
+    except Exception as e:      # a compiler can raise anything at all
+        first_line = str(e).strip().splitlines()[0] if str(e).strip() else ""
+        why = f"torch.compile does not work here ({type(e).__name__}: {first_line:.120})"
+        if s.compile == 1:
+            raise Unusable(f"--compile=1: {why}") from e
+        run.say(f"not compiled, so slower: {why}")
+        return run.model
+    finally:
+        run.model.zero_grad()
+    return compute
+
+
+def announce(run):
+    """Write run.json, and tell what is going to happen."""
+    s, processes, plan = run.s, run.processes, run.plan
+    parameters = sum(p.numel() for p in run.model.parameters())
+    if processes.first:
+        data = {key: value for key, value in run.meta.items() if key != "codec"}
+        run.folder.describe({"settings": asdict(s), "data": data, "parameters": parameters,
+                             "processes": processes.count, "flops": plan.flops[-1],
+                             "torch": torch.__version__, "python": sys.version})
+    gflop = np.diff(plan.flops, prepend=0).max() / 1e9
+    where = run.device.type
+    if processes.count > 1:
+        where += f" x {processes.count}"
+    run.say(f"{name_of(s)}: {parameters:,} parameters, {gflop:.1f} GFLOP a step, "
+            f"{where} {run.dtype}, torch {torch.__version__}; {run.meta['source']}")
+    if run.step > 0:
+        return
+    if s.max_flops:
+        run.say(plan.what_ends(s))
+    if plan.steps <= s.warmup_iters:
+        run.say(f"the run ends while its learning rate still rises: {plan.steps:,} steps, "
+                f"--warmup_iters={s.warmup_iters:,}")
+
+
+def name_of(s):
+    """What is trained, and how."""
+    if not s.lrt:
+        return "plain GPT"
+    name = f"LRT, S = {s.lrt_subsets} subsets, K = {s.lrt_sweeps} sweeps"
+    if s.lrt_mode == "sequential":
+        name = "LRT, token by token"
+    if dial(s)["hops"] is not None:
+        name += f", one pass with gradients, {dial(s)['hops']} hops"
+    return name
 
 
 # ---- The end
