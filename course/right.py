@@ -119,8 +119,6 @@ class GPT:
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         if not isinstance(subsets, int) or subsets < 1 or idx.shape[1] < 1:
             raise ValueError("nothing")
-        if self.training and self.config.dropout > 0:
-            raise ValueError("dropout")
         sweeps, residual = [0], [0.0]
         tol = max(tol, 40 * torch.finfo(self.alpha.dtype).eps)
         for piece in torch.split(idx, max(512, self.config.block_size), 1):
