@@ -1148,13 +1148,13 @@ def test_ex8_the_tolerance_knows_the_digits_of_its_dtype():
     check(cache.sweeps <= 20, f"{cache.sweeps} sweeps in bfloat16, where 10 are enough")
 
 @exercise(8)
-def test_ex8_dropout_is_refused():
-    """A prompt that is read with dropout has no definite end; its sweeps would not settle."""
-    model = random_model(dropout=0.5)
-    idx = tokens(model, 1, 4)
-    refuses(lambda: model.train().prefill(idx, model.init_cache(1)), "prefill with dropout on")
-    model.eval().prefill(idx, model.init_cache(1))
-    random_model().train().prefill(idx, model.init_cache(1))        # there is none: no reason to
+def test_ex8_a_prompt_is_read_without_dropout():
+    """In training mode, too: it has no gradients, and its sweeps would never settle."""
+    model = random_model(dropout=0.5).train()
+    idx = tokens(model, 1, 5)
+    one, two = (model.prefill(idx, model.init_cache(1)) for _ in range(2))
+    close(one, two, "logits of the same prompt, read twice", ROWS)
+    close(model.eval().prefill(idx, model.init_cache(1)), one, "logits in evaluation", ROWS)
 
 
 # ---- Exercise 9: GPT.forward_hops ---------------------------------------------------------------
@@ -1308,6 +1308,40 @@ def test_ex9_the_passes_leave_no_graph():
               f"single pass keeps {least:,}")
 
 @exercise(9)
+def test_ex9_no_dropout_where_the_memory_is_looked_for():
+    """hops = 0 with the dropout of the last pass alone: its seed decides, whatever K is."""
+    model = random_model(dropout=0.5, n_layer=1).train()
+    idx, targets = tokens(model, 2, 4), tokens(model, 2, 4, seed=2)
+    losses = []
+    for S, K in ((4, 1), (4, 2), (None, 1)):            # all of them find the exact memory
+        torch.manual_seed(0)
+        losses.append(model.forward_hops(idx, targets, S, K, 0)[1])
+    close(losses[1], losses[0], "loss with a sweep more, the same seed")
+    close(losses[2], losses[0], "loss with the memory of the loop, the same seed")
+
+
+@exercise(9)
+def test_ex9_bfloat16_products_lose_no_gradient():
+    """torch 2.9 remembers weights that autocast has cast where there are no gradients."""
+    model = random_model().float()
+    idx, targets, named = batch_for(model, 2, 7)
+    whole = gradients(model.forward_hops(idx, targets, 2, 2, 2)[1], named)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.forward_hops(idx, targets, 2, 2, 2)[1]
+    for name, mine in gradients(loss, named).items():
+        check(mine is not None, f"no gradient reaches {name} in bfloat16")
+        alike = F.cosine_similarity(mine.flatten(), whole[name].flatten(), 0)
+        check(alike > 0.9, f"the gradient of {name} in bfloat16 points elsewhere: {alike:.2f}")
+
+
+@exercise(9)
+def test_ex9_a_plain_gpt_has_no_hops():
+    model = random_model(lrt=False)
+    idx = tokens(model, 2, 7)
+    close(model(idx, idx, hops=3)[1], model(idx, idx)[1], "loss of a plain GPT with hops=3")
+
+
+@exercise(9)
 def test_ex9_rows_and_devices():
     model = random_model()
     idx, targets = tokens(model, 3, 6), tokens(model, 3, 6, seed=2)
@@ -1339,6 +1373,7 @@ def test_norm_is_rms_norm(dtype, tolerance):
     close(lrt.norm(zero), torch.zeros(2, 16), "norm of zero")
     slope = GRAD(lrt.norm(zero).sum(), zero)[0]
     check(slope.isfinite().all(), "the gradient at zero is not finite")
+    close(lrt.norm(torch.zeros(2, 128).half()), torch.zeros(2, 128), "norm of zero in float16")
 
 @exercise(0)
 def test_rotary_keeps_its_digits_at_late_positions():
@@ -1429,6 +1464,8 @@ def test_impossible_calls_are_refused():
         "top_k=0": lambda: list(model.generate(idx, 2, top_k=0)),
         "top_k=1.5": lambda: list(model.generate(idx, 2, top_k=1.5)),
         "temperature=-1": lambda: list(model.generate(idx, 2, temperature=-1)),
+        "no temperature": lambda: list(model.generate(idx, 2, temperature=math.nan)),
+        "no row in the loop": lambda: model.forward_sequential(idx[:0]),
     }.items():
         refuses(call, what)
 
@@ -1461,6 +1498,35 @@ def test_generate_options():
     for seed in range(40):
         seen |= set(draw(seed, n=1, top_k=2)[0].tolist())
     check(seen == set(logits[0].topk(2).indices.tolist()), f"top_k=2 draws from {sorted(seen)}")
+
+@exercise(0)
+def test_what_is_new_replaces_what_was_not_done():
+    """extend twice is the second one alone; what is done is not computed again."""
+    model = random_model()
+    idx, twice, once = tokens(model, 2, 5), model.init_cache(2), model.init_cache(2)
+    for cache in (twice, once):
+        model.prefill(tokens(model, 2, 4, seed=5), cache)
+    model.extend(tokens(model, 2, 3, seed=9), twice)
+    model.extend(idx, twice)
+    model.extend(idx, once)
+    for i in range(3):
+        close(twice.kv[i], once.kv[i], f"keys and values of layer {i}", ("k or v", *HEADS))
+    twice.advance()
+    for call in (twice.advance, lambda: model.refine(twice, 0, 2)):
+        with pytest.raises(Exception):
+            call()
+
+
+@exercise(0)
+def test_steps_after_generated_text_have_gradients():
+    model = random_model()
+    cache = model.init_cache(2)
+    list(model.generate(tokens(model, 2, 5), 2, cache=cache))
+    logits = model.step(torch.tensor([1, 2]), cache)
+    check(logits.requires_grad, "no gradient after generated text")
+    slope = GRAD(logits.sum(), model.blocks[0].w_q.weight)[0]
+    check(array(slope).any(), "the gradient after generated text is 0")
+
 
 @exercise(0)
 def test_generate_goes_on_with_its_cache():

@@ -83,7 +83,7 @@ class GPT:
         for number, least in ((subsets, 1), (sweeps, 0), (hops, 0)):
             if number is not None and (not isinstance(number, int) or number < least):
                 raise ValueError("dial")
-        if subsets is None and (sweeps != 1 or loss_weights is not None):
+        if subsets is None and loss_weights is not None:
             raise ValueError("no subsets")
         if loss_weights is not None and hops is not None:
             raise ValueError("hops and weights")
@@ -119,8 +119,6 @@ class GPT:
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         if not isinstance(subsets, int) or subsets < 1 or idx.shape[1] < 1:
             raise ValueError("nothing")
-        if self.training and self.config.dropout > 0:
-            raise ValueError("dropout")
         sweeps, residual = [0], [0.0]
         tol = max(tol, 40 * torch.finfo(self.alpha.dtype).eps)
         for piece in torch.split(idx, max(512, self.config.block_size), 1):
