@@ -120,6 +120,8 @@ def test_frozen_parameters_stay_and_the_others_move(frozen):
                 p.requires_grad_(False)
 
     model, optimizers = model_with_optimizers(freeze, lrt=True)
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names_of(model, torch.optim.Optimizer, optimizers) == free
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     update(model, optimizers)
     for name, p in model.named_parameters():

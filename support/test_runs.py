@@ -336,6 +336,17 @@ def test_run_whose_best_is_gone_goes_on_without(mine, capsys, monkeypatch, finis
     assert ("last, step 6" if finished else "best, step 6") in out and "latent held at 0" in out
 
 
+def test_best_of_another_run_is_not_taken_for_its_own(mine, capsys):
+    """As when a run that replaces another is killed just before the old best.pt goes."""
+    assert run(train, *SMALL, "--out_dir=old") == 0
+    assert run(train, *SMALL, "--seed=2") == 0
+    os.replace("old/best.pt", "out/best.pt")
+    capsys.readouterr()
+    assert run(train, "--resume=out") == 0
+    out, err = capsys.readouterr()
+    assert "no best.pt of this run" in err and "last, step 6" in out
+
+
 def test_best_that_goes_meanwhile_is_done_without(mine, capsys, monkeypatch):
     at_step(monkeypatch, 5, lambda: os.remove("out/best.pt"))
     monkeypatch.setattr(train, "badness", lambda row: row["iter"])      # the first one is the best
