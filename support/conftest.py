@@ -1,6 +1,7 @@
 """Fixtures of the tests of the scripts."""
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,13 @@ import pytest
 import prepare_data
 import train
 from support.testing import TEXT, SMALL_TASK, SMALL, run
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """Who starts the tests in the background may ignore Ctrl-C for them."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
