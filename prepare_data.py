@@ -94,7 +94,7 @@ def known_text(datasets):
 
 # ---- Tokens
 
-def gpt2_codec():
+def gpt2_entry():
     """GPT-2's 50,256 tokens, through tiktoken, which downloads them once (or looks in
     TIKTOKEN_CACHE_DIR)."""
     try:
@@ -106,7 +106,7 @@ def gpt2_codec():
     return pairs_entry("gpt2", tokens)
 
 
-def bpe_codec(parts, merges):
+def bpe_entry(parts, merges):
     """Byte pairs learned from a text that comes in parts."""
     return pairs_entry("words", learn_pairs(parts, merges))
 
@@ -116,7 +116,7 @@ def pairs_entry(pattern, tokens):
             "tokens": [base64.b64encode(token).decode() for token in tokens]}
 
 
-def char_codec(parts):
+def char_entry(parts):
     """A token for each character of a text that comes in parts."""
     chars = set()
     for part in parts:
@@ -126,15 +126,15 @@ def char_codec(parts):
     return {"kind": "char", "chars": sorted(chars) or ["?"]}
 
 
-def codec_for(text, tokenizer):
+def entry_for(text, tokenizer):
     """The "codec" entry of meta.json. Pairs are learned from what is for training. Raises Unusable
     if a split has less than two tokens: one to predict another."""
     if tokenizer == "char":
-        entry = char_codec(itertools.chain(text.train, text.val))
+        entry = char_entry(itertools.chain(text.train, text.val))
     elif tokenizer == "gpt2":
-        entry = gpt2_codec()
+        entry = gpt2_entry()
     else:
-        entry = bpe_codec(text.train, merges=int(tokenizer.removeprefix("bpe:")))
+        entry = bpe_entry(text.train, merges=int(tokenizer.removeprefix("bpe:")))
     codec = Codec(entry)
     for split in (text.train, text.val):
         if len(codec.encode(beginning(split))) < 2:
@@ -235,7 +235,7 @@ def meaning_of(dataset):
     return base, tokens.replace("bpe", "bpe:")
 
 
-def has(dataset, key):
+def meta_text(dataset, key):
     """What the meta.json of a data set says, if it can be read; else nothing."""
     try:
         meta = json.loads((folder_of(dataset) / "meta.json").read_text(encoding="utf-8"))
@@ -246,7 +246,7 @@ def has(dataset, key):
 
 def tokens_of(dataset):
     """The tokenizer of a data set that is there; else nothing."""
-    tokenizer = has(dataset, "tokenizer")
+    tokenizer = meta_text(dataset, "tokenizer")
     return tokenizer if is_tokenizer(tokenizer) else ""
 
 
@@ -279,8 +279,8 @@ def name_for_files(paths):
 
 def refuse_other_text(dataset, text):
     """A name that was not given, but followed, is no reason to replace another text."""
-    theirs = has(dataset, "source")
-    if not theirs or theirs.startswith(EMBEDDED) or has(dataset, "sha256") == text.sha256:
+    theirs = meta_text(dataset, "source")
+    if not theirs or theirs.startswith(EMBEDDED) or meta_text(dataset, "sha256") == text.sha256:
         return
     raise Unusable(f"{folder_of(dataset)} is made of another text ({theirs}); "
                    f"--dataset=NAME keeps both, --dataset={dataset} replaces it")
@@ -336,7 +336,7 @@ def prepare_given(dataset, tokenizer, inputs, val_input):
         dataset = with_tokens(name, tokenizer)
         refuse_other_text(dataset, text)
     tokenizer = tokenizer or tokens_of(dataset) or "char"
-    entry = codec_for(text, tokenizer)
+    entry = entry_for(text, tokenizer)
     with own(folder_of(dataset), "--dataset", wait=True):
         write_text(dataset, text, entry, tokenizer)
     return dataset
@@ -367,7 +367,7 @@ def prepare_known(dataset, tokenizer, replace):
             if sources[0] == base:
                 refuse_other_text(dataset, text)
             tokenizer = tokenizer or "char"
-            write_text(dataset, text, codec_for(text, tokenizer), tokenizer)
+            write_text(dataset, text, entry_for(text, tokenizer), tokenizer)
     return dataset
 
 
@@ -402,6 +402,7 @@ def write_dataset(folder, splits, meta):
         meta[f"{name}_tokens"] = size
 
     writers = {folder / f"{name}.bin": partial(write_split, name) for name in splits}
+    # The last one: by then write_split has put each split's count into meta
     writers[folder / "meta.json"] = lambda f: f.write(json.dumps(meta).encode())
     write_together(writers)
     warn(f"{folder}{' (replaced)' if replaced else ''}: {meta['source']}: "

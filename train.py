@@ -160,8 +160,9 @@ def refuse(s, name, why):
 
 def model_config(s, vocab_size):
     try:
-        return GPTConfig(s.block_size, vocab_size, s.n_layer, s.n_head, s.n_embd, s.dropout,
-                         bool(s.lrt), s.lrt_memory_layer, s.lrt_memory_proj)
+        return GPTConfig(block_size=s.block_size, vocab_size=vocab_size, n_layer=s.n_layer,
+                         n_head=s.n_head, n_embd=s.n_embd, dropout=s.dropout, lrt=bool(s.lrt),
+                         memory_layer=s.lrt_memory_layer, memory_proj=s.lrt_memory_proj)
     except ValueError as e:
         prefix = "lrt_" if str(e).startswith("memory") else ""
         raise Unusable(f"--{prefix}{e}") from e
@@ -381,13 +382,13 @@ class Run:
         self.optimizers = make_optimizers(self.model, s)
         self.step = 0                       # how many are done
         self.seconds = 0.0                  # that they took until this process began
-        self.began = self.saved = perf_counter()
+        self.began_at = self.saved_at = perf_counter()
         self.saved_step = -1                # of last.pt
         self.recent = []                    # losses since the last row
         self.rows = []                      # of the log, one for each evaluation
         self.best = None                    # the one whose weights are in best.pt
         self.evaluated = 0                  # the step of the last evaluation
-        self.plan = Plan(self.model, dial(s), s, T, processes.count)
+        self.plan = Plan(self.model, dial(s), s, T, processes.count)     # sets max_iters, if 0
 
     def say(self, line):
         """Print a line; only the first process does."""
@@ -396,7 +397,7 @@ class Run:
 
     def time(self):
         """Seconds that the run took so far, evaluations included."""
-        return self.seconds + perf_counter() - self.began
+        return self.seconds + perf_counter() - self.began_at
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
@@ -510,7 +511,7 @@ def save(run, last=True, best=False):
         states["last"] = {**state, "optimizers": [o.state_dict() for o in run.optimizers],
                           "processes": run.processes.count, "seconds": run.time(),
                           "recent": run.recent, "rows": run.rows}
-    run.saved = perf_counter()
+    run.saved_at = perf_counter()
     run.folder.save(**states)
     if last:
         run.saved_step = run.step
@@ -520,7 +521,7 @@ def save(run, last=True, best=False):
 
 def save_or_warn(run, best=False):
     """After an evaluation. last.pt waits if writing it would take too much of the time."""
-    rested = perf_counter() - run.saved >= run.folder.save_seconds / SAVE_SHARE
+    rested = perf_counter() - run.saved_at >= run.folder.save_seconds / SAVE_SHARE
     try:
         if best or rested:
             save(run, last=rested, best=best)
@@ -530,7 +531,7 @@ def save_or_warn(run, best=False):
 
 def save_is_due(run):
     """Some time after the last one, whether or not there has been an evaluation?"""
-    return perf_counter() - run.saved > max(SAVE_SECONDS, run.folder.save_seconds / SAVE_SHARE)
+    return perf_counter() - run.saved_at > max(SAVE_SECONDS, run.folder.save_seconds / SAVE_SHARE)
 
 
 def evaluation_is_due(run):
@@ -555,7 +556,7 @@ def stop_here(run, stop):
 def train(run, stop):
     """Steps and evaluations, until the last one, or until all processes agree to stop."""
     s, processes = run.s, run.processes
-    run.began = run.saved = perf_counter()
+    run.began_at = run.saved_at = perf_counter()
     pace = Pace(try_evaluation(run) if processes.first else 0.0)
     while True:
         start = perf_counter()
@@ -613,7 +614,7 @@ def begin_with_weights(run, path):
     run.say(f"weights of {path}{usual}")
 
 
-def found_run(s, given, processes):
+def with_auto_resumed(s, given, processes):
     """(s, given), of which s.resume is a folder or a file, or empty: --resume=auto goes on with the
     run in out_dir if there is one."""
     if s.resume != "auto":
@@ -727,20 +728,21 @@ def attempt(what, function):
 
 def report(run, stop):
     """The best evaluation, what it is without the latent, and a sample."""
-    s, best, model = run.s, run.best, None
-    if best:
+    s = run.s
+    row, model = run.best, None
+    if row:
         model = attempt("best.pt", lambda: load_checkpoint(run.folder / "best.pt", run.device)[0])
     if model is None:
-        best, model = run.rows[-1], run.model
-    title = "best" if best is run.best else "last"
-    say(f"\n{title}, step {best['iter']:,}, {best['seconds']:,.0f} s: exact {in_words(best, s)}")
+        row, model = run.rows[-1], run.model
+    title = "best" if row is run.best else "last"
+    say(f"\n{title}, step {row['iter']:,}, {row['seconds']:,.0f} s: exact {in_words(row, s)}")
     if s.lrt:
         held = attempt("the loss without the latent",
                        lambda: evaluate_without_latent(run, model, stop))
         if held:
             say(f"latent held at 0: {held}")
     if not is_exact(s):
-        say(verdict(best))
+        say(verdict(row))
     flags = [f"--out_dir={run.folder.path}"]
     if "task" in run.meta:
         flags.append("--prompt=1 0 1 1")
@@ -752,11 +754,13 @@ def report(run, stop):
 
 def evaluate_without_latent(run, model, stop):
     """In words; None if told to stop meanwhile."""
-    found = measure(lambda x: logits_without_latent(model.eval(), x), run.s, run.codec, run.data,
+    model.eval()
+    found = measure(lambda x: logits_without_latent(model, x), run.s, run.codec, run.data,
                     run.device, stop)
     if found is None:
         return None
-    return in_words(as_row(found, found, run.data), replace(run.s, lrt=0))
+    row = as_row(found, found, run.data)
+    return in_words(row, replace(run.s, lrt=0))     # lrt=0: there is no training graph to speak of
 
 
 def evaluate_only(s, given):
@@ -809,18 +813,18 @@ def main(argv):
         s.max_iters = 0             # as many as that allows: see Plan
     try:
         if not s.eval_only:
-            begin(s, given, processes)
+            whole_run(s, given, processes)
         elif processes.first:
             evaluate_only(s, given)
     except NotImplementedError as e:
         raise Unusable(f"this needs a part of lrt.py that is not there: {e}") from e
 
 
-def begin(s, given, processes):
+def whole_run(s, given, processes):
     """A run, from its start or where it was, to its report. However it ends, all is given back."""
     with ExitStack() as taken:
         taken.enter_context(joined(processes))
-        s, given = found_run(s, given, processes)
+        s, given = with_auto_resumed(s, given, processes)
         if s.resume:
             run = resumed_run(s, given, taken, processes)
         else:

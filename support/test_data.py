@@ -48,7 +48,7 @@ def test_bpe_learns_from_the_training_split_alone_and_encodes_anything(here):
     codec = codecs.Codec(a)
     assert codec.decode(codec.encode(strange)) == strange
     # The commonest pair, then the next.
-    first = prepare_data.bpe_codec(["ab ab abc"], 2)["tokens"][256:]
+    first = prepare_data.bpe_entry(["ab ab abc"], 2)["tokens"][256:]
     assert [base64.b64decode(t) for t in first] == [b"ab", b" ab"]
 
 
@@ -234,7 +234,7 @@ SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَ�
 
 @pytest.mark.parametrize("word", SCRIPTS)
 def test_learned_word_is_one_token_in_every_script(word):
-    codec = codecs.Codec(prepare_data.bpe_codec([f"{word} " * 100], 100))
+    codec = codecs.Codec(prepare_data.bpe_entry([f"{word} " * 100], 100))
     assert len(codec.encode(word)) == len(codec.encode(f" {word}")) == 1
     assert codec.decode(codec.encode(word)) == word
 
@@ -263,7 +263,7 @@ def test_learning_and_encoding_cut_alike():
 def test_one_line_without_a_space_takes_no_time(alphabet):
     line = "".join(np.random.default_rng(0).choice(list(alphabet), 100_000))
     start = time.process_time()
-    codec = codecs.Codec(prepare_data.bpe_codec([line], 200))
+    codec = codecs.Codec(prepare_data.bpe_entry([line], 200))
     assert codec.decode(codec.encode(line)) == line and time.process_time() - start < 3
     assert max(map(len, re.findall(codecs.WORDS, line))) <= 33
 
@@ -285,7 +285,7 @@ def test_bpe_learns_what_counting_anew_learns(text, merges):
                 if (word[i], word[i + 1]) == (a, b):
                     word[i:i + 2] = [a + b]
                 i += 1
-    learned = prepare_data.bpe_codec([text], merges)["tokens"][256:]
+    learned = prepare_data.bpe_entry([text], merges)["tokens"][256:]
     assert [base64.b64decode(token) for token in learned] == merged
 
 
