@@ -1,6 +1,7 @@
 """README: what it says is what works."""
 import re
 import shlex
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def stand_ins(here, monkeypatch):
     prepare_data.prepare("parity", length=8, rows=120)
     assert run(train, *SMALL, "--lrt=1", "--out_dir=out") == 0
     assert run(train, *SMALL_TASK, "--max_iters=2", "--out_dir=out-parity") == 0
-    Path("bits.txt").write_text("1 0 1 1 " * 50)
+    shutil.copytree("out-parity", "out-plain-parity")
+    Path("bits.txt").write_text("1 0 1 1 " * 50, encoding="utf-8")
 
 
 def shortened(arg):
