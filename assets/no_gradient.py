@@ -12,7 +12,7 @@ extend = GPT.extend
 def extend_without_gradient(self, idx, cache, m=None):
     extend(self, idx, cache, m)
     if m is None:                               # pass 0; its loss is computed from cache.h, which stays
-        cache.latents, cache.kv = cache.latents.detach(), [kv.detach() for kv in cache.kv]
+        cache.m_next, cache.kv = cache.m_next.detach(), [kv.detach() for kv in cache.kv]
 
 
 GPT.extend = extend_without_gradient
