@@ -88,7 +88,7 @@ EXERCISES = [
         hint="pieces one after the other, each swept until nothing that a sweep writes changes\n"
              "  by more than `tol`. The largest change counts, over rows, positions, layers.\n"
              "  After how many sweeps is it exact, whatever the weights? What does `tol` mean in\n"
-             "  a dtype of few digits, and what with dropout on?"),
+             "  a dtype of few digits?"),
     Exercise(
         "GPT.forward_hops", points=12, minutes=90, stage=4,
         what="the gradient of a solution, without the way to it",
