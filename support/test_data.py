@@ -1,16 +1,18 @@
 """prepare_data.py: texts, tokens, tasks."""
 import base64
+import functools
 import hashlib
 import json
 import math
 import os
 import re
-import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import train
 from support import files, pairs, texts, tokens as codecs
 from support.pairs import learn_pairs
 from support.script import Unusable
-from support.testing import HERE, TEXT, Server, SMALL, run, rows, all_files, ends_in_one_line
+from support.testing import TEXT, Server, SMALL, run, rows, all_files, ends_in_one_line
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe:40"])
@@ -479,29 +481,36 @@ def test_what_is_not_utf8_is_said_where(here, monkeypatch, capsys, data, place, 
     assert not Path("data").exists()
 
 
-PEAK = """
-import resource, sys, prepare_data
-prepare_data.prepare("mine", sys.argv[2], sys.argv[1])
-prepare_data.prepare("mine")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+@pytest.fixture
+def small_parts(monkeypatch):
+    """All that has a fixed size while data are prepared has a 64th of it, and so may the text."""
+    for module, name in ((texts, "PART"), (pairs, "BLOCK"), (pairs, "SLICE")):
+        monkeypatch.setattr(module, name, getattr(module, name) // 64)
+    few_words = SimpleNamespace(lru_cache=lambda size: functools.lru_cache(size // 64))
+    monkeypatch.setattr(codecs, "functools", few_words)
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "bpe:10"])
-def test_preparing_takes_little_memory(here, tokenizer):
-    """Of words that are all different, the hardest for pairs: more than for a text of no size, by
-    4 times the text at most."""
-    pytest.importorskip("resource")                             # not on Windows
-    words = np.random.default_rng(0).integers(97, 123, size=(1_500_000, 6), dtype=np.uint8)
-    words[:, 5] = ord(" ")
-    Path("large.txt").write_bytes(words.tobytes())
-    env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    peaks = []
-    for file in ("text.txt", "large.txt"):
-        done = subprocess.run([sys.executable, "-c", PEAK, file, tokenizer],
-                              capture_output=True, text=True, check=True, env=env)
-        peaks.append(int(done.stdout) * (1 if sys.platform == "darwin" else 1024))
-    assert peaks[1] - peaks[0] < 4 * words.size, peaks
+def peak_of_preparing(words, tokenizer):
+    """Bytes of memory at most, from a file of so many words, which are all different, the hardest
+    for pairs, and from its tokens; and the size of the file."""
+    text = np.random.default_rng(0).integers(97, 123, size=(words, 6), dtype=np.uint8)
+    text[:, 5] = ord(" ")
+    Path("words.txt").write_bytes(text.tobytes())
+    tracemalloc.start()
+    prepare_data.prepare("mine", tokenizer, "words.txt")
+    prepare_data.prepare("mine")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, text.size
+
+
+@pytest.mark.parametrize("tokenizer, most", [("char", 0.5), ("bpe:10", 3)])
+def test_preparing_takes_little_memory(here, small_parts, tokenizer, most):
+    """For each byte of text that is added, so many more."""
+    peak_of_preparing(1000, tokenizer)                          # what stays is there now
+    peak, size = peak_of_preparing(10_000, tokenizer)
+    larger_peak, larger_size = peak_of_preparing(30_000, tokenizer)
+    assert larger_peak - peak < most * (larger_size - size)
 
 
 @pytest.mark.parametrize("flags, call", [

@@ -1,7 +1,9 @@
 """train.py: going on, stopping, saving; what a run's folder holds."""
 import errno
+import importlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import train
 from support import checkpoint, files
 from support.run_folder import RunFolder
 from support.script import Unusable, command
-from support.testing import HERE, SMALL, all_files, ends_in_one_line, once, rows, run, same, weights
+from support.testing import (HERE, Other, SMALL, all_files, ends_in_one_line, rows, run, same, script,
+                             weights)
 
 RUN_FILES = {".lock", "last.pt", "best.pt", "log.jsonl", "steps.csv", "run.json"}
 
@@ -66,37 +69,35 @@ def run_killed(*args):
 
 # ---- Killed, and gone on with
 
-KILLER = """
-import os, random, sys
-import prepare_data, torch, train
+def train_until_killed(seed, *args):
+    """It is killed at some moment, the same for the same seed, unless it ends before."""
+    last = random.Random(seed).randrange(1, 30)
+    moments, save = [0], torch.save
+    def is_last():
+        moments[0] += 1
+        return moments[0] == last
 
-moments, random_number = [0], random.Random(int(sys.argv[1]))
-last = random_number.randrange(1, 30)
-
-def moment(f):
-    def counted(*args, **named):            # a call of f is two moments: before it, and after it
-        for when in range(2):
-            moments[0] += 1
-            if moments[0] == last:
+    def moment(function):
+        def counted(*args, **named):        # a call is two moments: before it, and after it
+            if is_last():
                 os._exit(9)                 # as sudden as kill -9: nothing is flushed or tidied up
-            if when == 0:
-                result = f(*args, **named)
-        return result
-    return counted
+            result = function(*args, **named)
+            if is_last():
+                os._exit(9)
+            return result
+        return counted
 
-def save_half(state, f):                    # a checkpoint is being written
-    save(state, f)
-    moments[0] += 1
-    if moments[0] == last:
-        f.truncate(f.tell() // 2)
-        f.flush()
-        os._exit(9)
+    def save_half(state, f):                # a checkpoint is being written
+        save(state, f)
+        if is_last():
+            f.truncate(f.tell() // 2)
+            f.flush()
+            os._exit(9)
 
-save, torch.save = torch.save, save_half
-train.batch, os.fsync, os.replace = moment(train.batch), moment(os.fsync), moment(os.replace)
-train.SAVE_SHARE = 1e9                      # last.pt is written at each evaluation
-train.main(sys.argv[2:])
-"""
+    torch.save, train.batch = save_half, moment(train.batch)
+    os.fsync, os.replace = moment(os.fsync), moment(os.replace)
+    train.SAVE_SHARE = 1e9                  # last.pt is written at each evaluation
+    script("train", *args)
 
 
 def test_run_killed_at_random_moments_is_the_same_run(mine):
@@ -105,19 +106,16 @@ def test_run_killed_at_random_moments_is_the_same_run(mine):
     assert run(train, *flags, "--out_dir=a") == 0
     kills = 0
     for seed in range(40):
-        args = once([*flags, "--out_dir=b", "--resume=auto"])
-        done = subprocess.run([sys.executable, "-c", KILLER, str(seed), *args],
-                              capture_output=True, text=True, encoding="utf-8",
-                              env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1",
-                                   "PYTHONIOENCODING": "utf-8"})
-        assert done.returncode in (0, 9), done.stderr
-        kills += done.returncode == 9
+        status, _, err = Other(train_until_killed, seed, *flags, "--out_dir=b",
+                               "--resume=auto").end()
+        assert status in (0, 9), err
+        kills += status == 9
         if Path("b/best.pt").exists():
             checkpoint.load_checkpoint(Path("b/best.pt"), "cpu")        # whole at any moment
-        if kills == 4 or done.returncode == 0:
+        if kills == 4 or status == 0:
             break
     assert kills >= 3
-    if done.returncode:
+    if status:
         assert run(train, "--resume=b") == 0
     assert same(weights("a"), weights("b"))
     assert without_seconds("a") == without_seconds("b")
@@ -263,16 +261,15 @@ def test_it_saves_before_the_first_evaluation_and_owns_its_folder(mine, monkeypa
     def look():
         seen.append(Path("out/last.pt").exists())
         for flags in ([*SMALL, "--overwrite=1"], ["--resume=out"]):
-            seen.append(subprocess.run([sys.executable, HERE / "train.py", *flags],
-                                       capture_output=True, text=True))
+            seen.append(Other(script, "train", *flags).end())
 
     at_step(monkeypatch, 2, look)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
     assert run(train, *SMALL) == 0
     assert seen[0]
-    for done in seen[1:]:
-        assert done.returncode == 2 and "in use" in done.stderr and done.stderr.count("\n") == 1
+    for status, _, err in seen[1:]:
+        assert status == 2 and "in use" in err and err.count("\n") == 1
     assert [row["iter"] for row in rows("out")] == [3, 6]
 
 
@@ -410,24 +407,13 @@ def test_row_that_cannot_be_written_is_missed_and_said_once(tmp_path, capsys):
     assert step_numbers(tmp_path) == [1]
 
 
-def test_reader_that_has_seen_enough_does_not_end_a_run(mine):
-    """As in train.py | head -1."""
-    reader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    done = subprocess.run([sys.executable, HERE / "train.py", *SMALL, "--lrt=1"],
-                          stdout=reader.stdin, stderr=subprocess.PIPE, text=True)
-    reader.stdin.close()
-    reader.wait()
-    assert torch.load("out/last.pt", weights_only=True)["iter"] == 6
-    assert Path("out/best.pt").exists() and len(rows("out")) == 2
-    assert done.returncode in (0, 141) and "Traceback" not in done.stderr
-
-
 def test_checkpoints_take_at_most_a_twentieth_of_the_time(mine, monkeypatch):
-    """With steps of 1 s and saves of 40 s, and an evaluation after each step."""
+    """With steps of 1 s and saves of 40 s, and an evaluation after each 50 steps."""
     now, saves = [0.0], []
-    def take_step(run, rate, function=train.take_step):
+    def take_step(run, rate):
         now[0] += 1
-        return function(run, rate)
+        run.step += 1
+        return 1.0, 1.0
     def save(folder, **states):
         now[0] += 40 if "last" in states else 0
         folder.save_seconds = 40
@@ -437,7 +423,8 @@ def test_checkpoints_take_at_most_a_twentieth_of_the_time(mine, monkeypatch):
     monkeypatch.setattr(train, "take_step", take_step)
     monkeypatch.setattr(RunFolder, "save", save)
     monkeypatch.setattr(train, "report", lambda run, stop: None)
-    assert run(train, *SMALL, "--max_iters=1700", "--eval_interval=50", "--eval_tokens=16") == 0
+    flags = ["--max_iters=1700", "--eval_interval=50", "--eval_tokens=16", "--log_interval=100"]
+    assert run(train, *SMALL, *flags) == 0
     assert 2 <= len(saves) <= 4
 
 
@@ -476,17 +463,17 @@ def test_main_gives_back_what_it_took_however_it_ends(mine, monkeypatch):
 
 @pytest.mark.parametrize("flags, name", [([], "log.jsonl"), (["--x=flops"], "log.jsonl"),
                                          (["--steps=1"], "steps.csv")])
-def test_plot_draws_what_a_run_has_written(mine, flags, name):
+def test_plot_draws_what_a_run_has_written(trained, capsys, flags, name):
     pytest.importorskip("matplotlib")
-    def plot(*args):
-        return subprocess.run([sys.executable, HERE / "assets" / "plot.py", *args],
-                              capture_output=True, text=True)
-
-    assert run(train, *SMALL, "--lrt=1") == 0
-    done = plot("out", *flags, "--out=picture.png")
-    assert done.returncode == 0, done.stderr
+    plot = importlib.import_module("assets.plot")
+    assert run(plot, "run", *flags, "--out=picture.png") == 0
     assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
-    Path("out", name).write_text("what is\nthis?\n")
-    for folder in ("out", "nowhere"):
-        done = plot(folder, *flags)
-        assert done.returncode == 2 and name in done.stderr and done.stderr.count("\n") == 1
+    Path("run", name).write_text("what is\nthis?\n")
+    for folder in ("run", "nowhere"):
+        assert name in ends_in_one_line(plot, [folder, *flags], capsys)
+
+
+def test_plot_is_a_script(trained):
+    pytest.importorskip("matplotlib")
+    subprocess.run([sys.executable, HERE / "assets" / "plot.py", "run"], check=True)
+    assert Path("loss.png").stat().st_size > 0

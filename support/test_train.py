@@ -127,14 +127,15 @@ def test_task_run_says_that_decoding_disagrees_with_training(here, capsys):
     assert "THEY DISAGREE" in capsys.readouterr().out
 
 
-def test_command_line_from_text_to_text(here):
-    """As a user would: three commands, each a process of its own."""
+def test_command_line_from_text_to_text(here, capsys):
+    """As a user would: three commands, each a process of its own; also where the locale is not
+    UTF-8."""
     def command(script, *args):
         done = subprocess.run([sys.executable, HERE / script, *args], capture_output=True,
-                              text=True, encoding="utf-8",
-                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+                              env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C",
+                                   "PYTHONUTF8": "0"})
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        return done.stdout.decode("utf-8").replace(os.linesep, "\n")
 
     command("prepare_data.py", "--dataset=mine", "--input=text.txt")
     out = command("train.py", "--lrt=1", *SMALL)
@@ -146,10 +147,13 @@ def test_command_line_from_text_to_text(here):
     positions = [row["exact_by_position"] for row in log]
     assert [len(p) for p in positions] == [16, 16]
     assert np.mean(positions[1]) == pytest.approx(log[1]["val_loss_exact"], abs=0.01)
-    text = command("sample.py", "--prompt=The ", "--max_new_tokens=40", "--num_samples=2")
-    assert text.startswith("The ") and text.count("The ") >= 2 and "---" in text
-    first = command("sample.py", "--max_new_tokens=40")
-    assert first == command("sample.py", "--max_new_tokens=40")
+    Path("prompt.txt").write_text("naïve", encoding="utf-8")
+    flags = ["--prompt=FILE:prompt.txt", "--max_new_tokens=40", "--num_samples=2"]
+    text = command("sample.py", *flags)
+    assert text.startswith("naïve") and text.count("naïve") >= 2 and "---" in text
+    capsys.readouterr()
+    assert run(sample, *flags) == 0
+    assert capsys.readouterr().out == text              # the same seed, in another process
 
 
 # ---- Modes

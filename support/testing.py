@@ -1,12 +1,19 @@
 """What the tests of the scripts share."""
+import importlib
 import io
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
+
+import sample
 
 HERE = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -47,11 +54,20 @@ def once(args):
 
 
 def run(module, *args):
-    """A script's main() in this process; its exit status. It gives back what it took."""
-    try:
-        module.main(once(args))
-    except SystemExit as e:
-        return e.code
+    """A script's main() in this process; its exit status. It gives back what it took. A sample has
+    20 tokens unless it is told otherwise: most runs here end with one, and 500 take long."""
+    print_samples = sample.print_samples
+    def print_short_samples(argv):
+        if not any(str(arg).startswith("--max_new_tokens") for arg in argv):
+            argv = [*argv, "--max_new_tokens=20"]
+        print_samples(argv)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "print_samples", print_short_samples)
+        try:
+            module.main(once(args))
+        except SystemExit as e:
+            return e.code
     return 0
 
 
@@ -82,6 +98,55 @@ def ends_in_one_line(module, args, capsys):
     assert status == 2, (args, status, err)
     assert err.startswith("error: ") and err.count("\n") == 1, (args, err)
     return err
+
+
+# ---- Other processes. Importing torch takes seconds: one process does it, and where the system
+# can, the others are forked from that one.
+
+OTHERS = multiprocessing.get_context("spawn")
+if "forkserver" in multiprocessing.get_all_start_methods():
+    OTHERS = multiprocessing.get_context("forkserver")
+    OTHERS.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "tiktoken"])
+
+
+class Other:
+    """A process of its own that calls function(*args) in this folder. What it prints goes into
+    files. function must be known to its module by name."""
+    def __init__(self, function, *args, **environment):
+        self.folder = tempfile.TemporaryDirectory()
+        streams = [Path(self.folder.name, name) for name in ("out", "err")]
+        for path in streams:
+            path.touch()
+        self.process = OTHERS.Process(target=other, daemon=True, args=(
+            os.getcwd(), streams, environment, function, args))
+        self.process.start()
+
+    def end(self, timeout=120):
+        """Wait for it: (exit status, standard output, standard error). A hang is an error."""
+        self.process.join(timeout)
+        hangs = self.process.is_alive()
+        self.process.kill()
+        out, err = (Path(self.folder.name, name).read_text("utf-8") for name in ("out", "err"))
+        assert not hangs, (out, err)
+        return self.process.exitcode, out, err
+
+
+def other(folder, streams, environment, function, args):
+    """What another process does."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    for path, stream in zip(streams, (sys.stdout, sys.stderr)):
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), stream.fileno())
+        stream.reconfigure(encoding="utf-8")
+    function(*args)
+
+
+def script(name, *args):
+    """A script, as another process runs it."""
+    sys.exit(run(importlib.import_module(name), *args))
 
 
 def torchrun(*args):
