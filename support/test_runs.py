@@ -127,13 +127,12 @@ def test_run_killed_at_random_moments_is_the_same_run(mine):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("where", ["batch", "windows"])
-def test_told_to_stop_it_saves_and_says_how_to_go_on(mine, capsys, monkeypatch, name, where):
+def test_told_to_stop_it_saves_and_says_how_to_go_on(trained, capsys, monkeypatch, name, where):
     """Between two steps, and between two batches of an evaluation, which is then made up for."""
     if not hasattr(signal, name):
         pytest.skip("not on this system")
     number = getattr(signal, name)
     before = signal.signal(number, signal.SIG_DFL)          # it may have been ignored
-    assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
     function, calls = getattr(train, where), []
     def interrupted(*args):
         calls.append(1)
@@ -153,8 +152,8 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(mine, capsys, monkeypatch, 
     last = torch.load("the run/last.pt", weights_only=True)
     assert (last["iter"], len(last["rows"])) == ((5, 1) if where == "batch" else (3, 0))
     assert run(train, "--resume=the run") == 0
-    assert same(weights("a"), weights("the run"))
-    assert without_seconds("a") == without_seconds("the run")
+    assert same(weights("run"), weights("the run"))
+    assert without_seconds("run") == without_seconds("the run")
     assert step_numbers("the run") == [2, 4, 6]
     assert signal.signal(number, before) == signal.SIG_DFL
 
@@ -191,14 +190,13 @@ def test_going_on(mine, capsys):
     assert not Path("c").exists() and not Path("nowhere").exists()
 
 
-def test_one_line_starts_a_run_goes_on_with_it_and_says_that_it_is_done(mine, capsys, monkeypatch):
+def test_one_line_starts_a_run_goes_on_and_says_that_it_is_done(trained, capsys, monkeypatch):
     line = [*SMALL, "--lrt=1", "--out_dir=b", "--resume=auto"]
-    assert run(train, *SMALL, "--lrt=1", "--out_dir=a") == 0
     with monkeypatch.context() as patched:
         at_step(patched, 4, lambda: signal.raise_signal(signal.SIGTERM))
         assert run(train, *line) == 128 + signal.SIGTERM
     assert run(train, *line) == 0
-    assert same(weights("a"), weights("b")) and without_seconds("a") == without_seconds("b")
+    assert same(weights("run"), weights("b")) and without_seconds("run") == without_seconds("b")
     capsys.readouterr()
     before = Path("b/last.pt").read_bytes()
     assert run(train, *line) == 0                       # all is done
