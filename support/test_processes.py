@@ -2,6 +2,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,7 @@ import train
 from support import processes
 from support.processes import Processes, device_name, who_am_i
 from support.script import Unusable
-from support.testing import (HERE, Other, SMALL, all_files, ends_in_one_line, rows, run, script,
-                             torchrun)
+from support.testing import HERE, SMALL, all_files, ends_in_one_line, once, rows, run, torchrun
 
 WHOLE_SET = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost",
              "MASTER_PORT": "29500"}
@@ -33,14 +34,16 @@ def free_port():
         return str(s.getsockname()[1])
 
 
-def start_two(function, *args):
-    """Two processes as torchrun would start them, but without torchrun, which takes long and ends
-    all when one ends."""
+def start_two(*args):
+    """Two processes as torchrun would start them, but without torchrun, which ends all when one
+    ends."""
     port, started = free_port(), []
     for rank in ("0", "1"):
-        environment = {**WHOLE_SET, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
-                       "MASTER_PORT": port}
-        started.append(Other(function, *args, **environment))
+        environment = {**os.environ, **WHOLE_SET, "RANK": rank, "LOCAL_RANK": rank,
+                       "WORLD_SIZE": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                       "PYTHONPATH": str(HERE)}
+        started.append(subprocess.Popen([sys.executable, *once(args)], env=environment, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started
 
 
@@ -126,77 +129,89 @@ def test_two_processes_are_one_with_twice_the_batch(mine):
             assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), key
 
 
-def train_with_weights_of_its_own(*args):
-    """Each process begins with other ones. In the end it prints their sum."""
-    models, GPT = [], train.GPT
-    def model(config):
-        models.append(GPT(config))
-        with torch.no_grad():
-            models[0].embed.weight += int(os.environ["RANK"])
-        return models[0]
+UNLIKE = """
+import os, torch, train
 
-    train.GPT = model
-    assert run(train, *args) == 0
-    print("ends with", sum(p.double().sum().item() for p in models[0].parameters()))
+def model(config, GPT=train.GPT):           # the second machine has weights of its own
+    model = GPT(config)
+    with torch.no_grad():
+        model.embed.weight += int(os.environ["RANK"])
+    models.append(model)
+    return model
+
+models, train.GPT = [], model
+train.main()
+print("ends with", sum(p.double().sum().item() for p in models[0].parameters()))
+"""
 
 
 @pytest.mark.parametrize("flags", [["--lrt_hops=2"], ["--lrt_mode=sequential"]])
 def test_all_begin_with_the_first_ones_weights_and_stay_together(mine, flags):
-    started = start_two(train_with_weights_of_its_own, *SMALL, "--lrt=1", *flags)
-    ended = [process.end() for process in started]
-    assert [status for status, out, err in ended] == [0, 0], ended
-    ends = [out.splitlines()[-1] for status, out, err in ended]
+    Path("unlike.py").write_text(UNLIKE, encoding="utf-8")
+    started = start_two("unlike.py", *SMALL, "--lrt=1", *flags)
+    outs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outs
+    ends = [out.splitlines()[-1] for out, err in outs]
     assert ends[0].startswith("ends with") and ends[0] == ends[1]
 
 
-def train_until_told_to_stop(*args):
-    """Process 1 is told just after step 10 was agreed on; process 0 as it begins step 11."""
-    rank, steps = int(os.environ["RANK"]), [0]
-    take_step, sum_of_all, batch = train.take_step, Processes.sum, train.batch
-    def counted(run, rate):
-        result = take_step(run, rate)
-        steps[0] = run.step
-        return result
+STOPPED = """
+import os, signal, train
+from support.processes import Processes
 
-    def after_sum(processes, *numbers):
-        result = sum_of_all(processes, *numbers)
-        if rank == 1 and steps[0] == 10 and len(numbers) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
+rank = int(os.environ["RANK"])
+steps = [0]
 
-    def after_batch(*args):
-        result = batch(*args)
-        if rank == 0 and steps[0] == 10:
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
+def counted(run, rate, take_step=train.take_step):
+    result = take_step(run, rate)
+    steps[0] = run.step
+    return result
 
-    train.take_step, Processes.sum, train.batch = counted, after_sum, after_batch
-    script("train", *args)
+def after_sum(processes, *numbers, sum=Processes.sum):
+    result = sum(processes, *numbers)
+    if rank == 1 and steps[0] == 10 and len(numbers) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return result
+
+def after_batch(*args, batch=train.batch):
+    result = batch(*args)
+    if rank == 0 and steps[0] == 10:
+        os.kill(os.getpid(), signal.SIGINT)
+    return result
+
+train.take_step, Processes.sum, train.batch = counted, after_sum, after_batch
+try:
+    train.main()
+except SystemExit as e:         # torchrun need not hear of the second one
+    print(f"ends with {e.code}", flush=True)
+    raise
+"""
 
 
 def test_all_processes_stop_after_the_same_step(mine):
-    """Which is the one after the first of them was told."""
-    flags = [*SMALL, "--max_iters=40", "--eval_interval=40"]
-    ended = [process.end() for process in start_two(train_until_told_to_stop, *flags)]
-    assert [status for status, out, err in ended] == [130, 130], ended
-    assert "Traceback" not in ended[0][2] + ended[1][2]
-    assert ended[0][1].count("stopped after step 11; go on with: torchrun") == 1
-    assert ended[1][1] == ""
+    """Process 1 is told just after step 10 was agreed on; process 0 as it begins step 11: both stop
+    after that."""
+    Path("stopped.py").write_text(STOPPED, encoding="utf-8")
+    done = torchrun("stopped.py", *SMALL, "--max_iters=40", "--eval_interval=40")
+    assert done.returncode and 'train.py", line' not in done.stderr
+    assert done.stdout.count("ends with 130") == 2
+    assert done.stdout.count("stopped after step 11; go on with: torchrun") == 1
     assert torch.load("out/last.pt", weights_only=True)["iter"] == 11
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="not on this system")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_is_killed_the_other_ends_in_one_line(mine, killed):
-    started = start_two(script, "train", *SMALL, "--lrt=1", "--max_iters=100000")
+    started = start_two(HERE / "train.py", *SMALL, "--lrt=1", "--max_iters=100000")
     for _ in range(600):
         if Path("out/log.jsonl").exists() and rows("out"):
             break
         time.sleep(0.1)
-    started[killed].process.kill()
-    status, _, err = started[1 - killed].end(timeout=60)
-    started[killed].end()
-    assert status == 2, err
+    started[killed].kill()
+    other = started[1 - killed]
+    err = other.communicate(timeout=60)[1]
+    started[killed].communicate()
+    assert other.returncode == 2
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "another process of this run has ended" in errors[0]
     assert "Traceback" not in err
