@@ -14,7 +14,7 @@ import torch
 import prepare_data
 from support import files
 from support.script import Unusable
-from support.testing import HERE, Other, all_files, ends_in_one_line
+from support.testing import HERE, all_files, ends_in_one_line
 
 
 # ---- Folders with one owner
@@ -151,20 +151,23 @@ def test_full_disk_loses_nothing(trained, capsys, monkeypatch, after):
     assert all_files() == before
 
 
-def write_with_a_limit():
-    """No file may have more than 10,000 bytes."""
-    def attempt(function, *args):
-        try:
-            function(*args)
-        except Unusable as e:
-            print(e)
+LIMITED = """
+import resource
+import torch
+from support import files
 
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    attempt(files.write_atomic, "new", lambda f: torch.save(torch.zeros(10_000), f))
-    attempt(files.write_atomic, "new", lambda f: f.write(bytes(20_000)))
-    attempt(files.append_line, "log", "x" * 2000)
-    attempt(files.append_line, "log", "short")
+def attempt(function, *args):
+    try:
+        function(*args)
+    except files.Unusable as e:
+        print(e)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+attempt(files.write_atomic, "new", lambda f: torch.save(torch.zeros(10_000), f))
+attempt(files.write_atomic, "new", lambda f: f.write(bytes(20_000)))
+attempt(files.append_line, "log", "x" * 2000)
+attempt(files.append_line, "log", "short")
+"""
 
 
 def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
@@ -172,9 +175,10 @@ def test_a_limit_on_file_sizes_is_said_in_the_systems_words(here):
     room for the next."""
     pytest.importorskip("resource")
     Path("log").write_text("x" * 8999 + "\n")
-    status, out, err = Other(write_with_a_limit).end()
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(HERE)})
     lines = ["cannot write new: File too large"] * 2 + ["cannot write log: File too large"]
-    assert (status, out.splitlines(), err) == (0, lines, "")
+    assert done.stdout.splitlines() == lines and done.stderr == ""
     assert names() == ["log", "text.txt"]
     assert Path("log").read_text() == "x" * 8999 + "\nshort\n"
 

@@ -3,7 +3,6 @@ import errno
 import importlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,8 +16,7 @@ import train
 from support import checkpoint, files
 from support.run_folder import RunFolder
 from support.script import Unusable, command
-from support.testing import (HERE, Other, SMALL, all_files, ends_in_one_line, rows, run, same, script,
-                             weights)
+from support.testing import HERE, SMALL, all_files, ends_in_one_line, once, rows, run, same, weights
 
 RUN_FILES = {".lock", "last.pt", "best.pt", "log.jsonl", "steps.csv", "run.json"}
 
@@ -69,35 +67,37 @@ def run_killed(*args):
 
 # ---- Killed, and gone on with
 
-def train_until_killed(seed, *args):
-    """It is killed at some moment, the same for the same seed, unless it ends before."""
-    last = random.Random(seed).randrange(1, 30)
-    moments, save = [0], torch.save
-    def is_last():
-        moments[0] += 1
-        return moments[0] == last
+KILLER = """
+import os, random, sys
+import prepare_data, torch, train
 
-    def moment(function):
-        def counted(*args, **named):        # a call is two moments: before it, and after it
-            if is_last():
+moments, random_number = [0], random.Random(int(sys.argv[1]))
+last = random_number.randrange(1, 30)
+
+def moment(f):
+    def counted(*args, **named):            # a call of f is two moments: before it, and after it
+        for when in range(2):
+            moments[0] += 1
+            if moments[0] == last:
                 os._exit(9)                 # as sudden as kill -9: nothing is flushed or tidied up
-            result = function(*args, **named)
-            if is_last():
-                os._exit(9)
-            return result
-        return counted
+            if when == 0:
+                result = f(*args, **named)
+        return result
+    return counted
 
-    def save_half(state, f):                # a checkpoint is being written
-        save(state, f)
-        if is_last():
-            f.truncate(f.tell() // 2)
-            f.flush()
-            os._exit(9)
+def save_half(state, f):                    # a checkpoint is being written
+    save(state, f)
+    moments[0] += 1
+    if moments[0] == last:
+        f.truncate(f.tell() // 2)
+        f.flush()
+        os._exit(9)
 
-    torch.save, train.batch = save_half, moment(train.batch)
-    os.fsync, os.replace = moment(os.fsync), moment(os.replace)
-    train.SAVE_SHARE = 1e9                  # last.pt is written at each evaluation
-    script("train", *args)
+save, torch.save = torch.save, save_half
+train.batch, os.fsync, os.replace = moment(train.batch), moment(os.fsync), moment(os.replace)
+train.SAVE_SHARE = 1e9                      # last.pt is written at each evaluation
+train.main(sys.argv[2:])
+"""
 
 
 def test_run_killed_at_random_moments_is_the_same_run(mine):
@@ -106,16 +106,19 @@ def test_run_killed_at_random_moments_is_the_same_run(mine):
     assert run(train, *flags, "--out_dir=a") == 0
     kills = 0
     for seed in range(40):
-        status, _, err = Other(train_until_killed, seed, *flags, "--out_dir=b",
-                               "--resume=auto").end()
-        assert status in (0, 9), err
-        kills += status == 9
+        args = once([*flags, "--out_dir=b", "--resume=auto"])
+        done = subprocess.run([sys.executable, "-c", KILLER, str(seed), *args],
+                              capture_output=True, text=True, encoding="utf-8",
+                              env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1",
+                                   "PYTHONIOENCODING": "utf-8"})
+        assert done.returncode in (0, 9), done.stderr
+        kills += done.returncode == 9
         if Path("b/best.pt").exists():
             checkpoint.load_checkpoint(Path("b/best.pt"), "cpu")        # whole at any moment
-        if kills == 4 or status == 0:
+        if kills == 4 or done.returncode == 0:
             break
     assert kills >= 3
-    if status:
+    if done.returncode:
         assert run(train, "--resume=b") == 0
     assert same(weights("a"), weights("b"))
     assert without_seconds("a") == without_seconds("b")
@@ -259,15 +262,16 @@ def test_it_saves_before_the_first_evaluation_and_owns_its_folder(mine, monkeypa
     def look():
         seen.append(Path("out/last.pt").exists())
         for flags in ([*SMALL, "--overwrite=1"], ["--resume=out"]):
-            seen.append(Other(script, "train", *flags).end())
+            seen.append(subprocess.run([sys.executable, HERE / "train.py", *flags],
+                                       capture_output=True, text=True))
 
     at_step(monkeypatch, 2, look)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
     assert run(train, *SMALL) == 0
     assert seen[0]
-    for status, _, err in seen[1:]:
-        assert status == 2 and "in use" in err and err.count("\n") == 1
+    for done in seen[1:]:
+        assert done.returncode == 2 and "in use" in done.stderr and done.stderr.count("\n") == 1
     assert [row["iter"] for row in rows("out")] == [3, 6]
 
 

@@ -1,13 +1,9 @@
 """What the tests of the scripts share."""
-import importlib
 import io
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -98,55 +94,6 @@ def ends_in_one_line(module, args, capsys):
     assert status == 2, (args, status, err)
     assert err.startswith("error: ") and err.count("\n") == 1, (args, err)
     return err
-
-
-# ---- Other processes. Importing torch takes seconds: one process does it, and where the system
-# can, the others are forked from that one.
-
-OTHERS = multiprocessing.get_context("spawn")
-if "forkserver" in multiprocessing.get_all_start_methods():
-    OTHERS = multiprocessing.get_context("forkserver")
-    OTHERS.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "tiktoken"])
-
-
-class Other:
-    """A process of its own that calls function(*args) in this folder. What it prints goes into
-    files. function must be known to its module by name."""
-    def __init__(self, function, *args, **environment):
-        self.folder = tempfile.TemporaryDirectory()
-        streams = [Path(self.folder.name, name) for name in ("out", "err")]
-        for path in streams:
-            path.touch()
-        self.process = OTHERS.Process(target=other, daemon=True, args=(
-            os.getcwd(), streams, environment, function, args))
-        self.process.start()
-
-    def end(self, timeout=120):
-        """Wait for it: (exit status, standard output, standard error). A hang is an error."""
-        self.process.join(timeout)
-        hangs = self.process.is_alive()
-        self.process.kill()
-        out, err = (Path(self.folder.name, name).read_text("utf-8") for name in ("out", "err"))
-        assert not hangs, (out, err)
-        return self.process.exitcode, out, err
-
-
-def other(folder, streams, environment, function, args):
-    """What another process does."""
-    os.chdir(folder)
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    for path, stream in zip(streams, (sys.stdout, sys.stderr)):
-        with open(path, "ab") as file:
-            os.dup2(file.fileno(), stream.fileno())
-        stream.reconfigure(encoding="utf-8")
-    function(*args)
-
-
-def script(name, *args):
-    """A script, as another process runs it."""
-    sys.exit(run(importlib.import_module(name), *args))
 
 
 def torchrun(*args):
