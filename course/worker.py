@@ -1,4 +1,6 @@
-"""The tests of one exercise on one file, in a process of its own:  python course/worker.py FILE N RESULT SECONDS
+"""The tests of one exercise on one file, in a process of its own.
+
+    python course/worker.py FILE N RESULT SECONDS
 
 Writes RESULT, in JSON: {"passed": how many tests have passed, "said": what the first one that fails
 says}. grade.py starts it, and reads that.
@@ -41,7 +43,8 @@ def work(path, number, result, limit):
 
 
 def tried(path, number):
-    """{"passed": ..., "said": ...}, whatever the student's code does, short of ending the process."""
+    """{"passed": ..., "said": ...}, whatever the student's code does, short of ending the
+    process."""
     function = {n: name for name, n in NUMBERS.items()}[number]
     passed, said = 0, ""
     try:
