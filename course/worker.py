@@ -5,6 +5,7 @@
 Writes RESULT, in JSON: {"passed": how many tests have passed, "said": what the first one that fails
 says}. grade.py starts it, and reads that.
 """
+import gc
 import json
 import math
 import os
@@ -31,6 +32,7 @@ def warm_up():
     x = torch.empty(2, 3, device="meta", requires_grad=True)
     torch.cat([torch.zeros_like(x), x])[:, 1:].sum().backward()
     test_lrt.all_known()
+    gc.freeze()                             # what there is now is not looked at again and again
 
 
 def work(path, number, result, limit):
