@@ -73,10 +73,24 @@ def definition(model, idx):
     with torch.no_grad():
         return model.forward_sequential(idx)[0]
 
-def decoded(model, idx, cache):
-    """Logits after one more token, without gradients."""
-    with torch.no_grad():
-        return model.step(idx, cache)
+def steps(model, idx, cache):
+    """Logits (B, T, V) of as many steps."""
+    return torch.stack([model.step(token, cache) for token in idx.unbind(1)], dim=1)
+
+def swept(model, idx, S, passes, latent=None):
+    """The cache after pass 0 and so many subset passes. latent: the one that it begins with."""
+    cache = model.init_cache(idx.size(0))
+    if latent is not None:
+        cache.latent = latent
+    model.extend(idx, cache)
+    for n in range(passes):
+        model.refine(cache, n % S, S)
+    return cache
+
+def exact_positions(logits, exact):
+    """How many, from the first one on."""
+    wrong = (abs(array(logits) - array(exact)).max((0, 2)) > 1e-8).tolist()
+    return wrong.index(True) if True in wrong else len(wrong)
 
 def weighed(*tensors):
     """A number that depends on every number in tensors."""
@@ -437,8 +451,7 @@ def test_ex5_gradients_go_through_time(name):
         cache = model.init_cache(2)
         if model.config.lrt:
             cache.latent = named["the first latent"]
-        for t in range(4):
-            logits = model.step(idx[:, t], cache)
+        logits = steps(model, idx, cache)[:, -1]
         return weighed(logits, cache.latent) if model.config.lrt else weighed(logits)
 
     if model.config.lrt:
@@ -476,14 +489,11 @@ def test_ex5_sequences_do_not_see_each_other():
     idx, order = tokens(model, 4, 4), torch.tensor([2, 0, 3, 1])
     copy = idx.clone()
 
-    def decode(idx):
-        cache = model.init_cache(idx.size(0))
-        return torch.stack([model.step(idx[:, t], cache) for t in range(4)], 1)
-
-    first = decode(idx)
-    close(decode(idx[order]), first[order], "logits of rows in another order", THERE)
-    close(decode(idx), first, "logits when decoded a second time", THERE)
-    close(decode(idx[1:2]), first[1:2], "logits of row 1 alone", THERE)
+    first = steps(model, idx, model.init_cache(4))
+    for what, rows in (("rows in another order", order), ("a second time", slice(0, 4)),
+                       ("row 1 alone", slice(1, 2))):
+        mine = steps(model, idx[rows], model.init_cache(len(idx[rows])))
+        close(mine, first[rows], f"logits of {what}", THERE)
     a, b = model.init_cache(4), model.init_cache(4)
     for t in range(4):
         mine = model.step(idx[:, t], a)
@@ -491,13 +501,12 @@ def test_ex5_sequences_do_not_see_each_other():
         model.step(idx[order, t], b)
     unchanged((idx,), (copy,), "idx was")
 
-def cache_after(model, idx, n, latents=None):
+def cache_after(model, idx, n, latents):
     """The cache when n tokens are done: computed at once, with the memory that is right."""
-    cache, m = model.init_cache(idx.size(0)), None
-    if n and model.config.lrt:
+    cache = model.init_cache(idx.size(0))
+    if n > 0:
         m = torch.cat([torch.zeros_like(latents[:, :1]), latents[:, :n - 1]], dim=1)
-    if n:
-        model.extend(idx[:, :n], cache, m)
+        model.extend(idx[:, :n], cache, m if model.config.lrt else None)
         cache.advance()
     return cache
 
@@ -508,10 +517,8 @@ def test_ex5_step_goes_on_where_a_pass_stopped(name):
     """After positions that were computed at once; and without gradients."""
     model = random_model(**PLAIN[name])
     idx, right = tokens(model, 2, 12), known("exact", name, 0)
-    cache = cache_after(model, idx, 9, right.get("latents"))
-    for t in range(9, 12):
-        logits = model.step(idx[:, t], cache)
-        close(logits, right["logits"][:, t], f"logits at position {t}", ROWS)
+    cache = cache_after(model, idx, 9, right["latents"])
+    close(steps(model, idx[:, 9:], cache), right["logits"][:, 9:], "logits from position 9", THERE)
 
 @exercise(5)
 def test_ex5_loss_is_a_mean_over_what_has_a_target():
@@ -585,17 +592,10 @@ def test_ex6_longer_than_the_window(S):
     model = random_model(block_size=3)
     idx, latent = tokens(model, 2, 8), numbers(2, 16)
 
-    def swept(idx, latent):
-        cache = model.init_cache(idx.size(0))
-        cache.latent = latent
-        model.extend(idx, cache)
-        for s in [*range(S), 0]:
-            model.refine(cache, s, S)
-        return cache
-
-    both, one = swept(idx, latent), swept(idx[1:], latent[1:])
+    both = swept(model, idx, S, S + 1, latent)
+    one = swept(model, idx[1:], S, S + 1, latent[1:])
     close(both.h[1:], one.h, "h of row 1 alone", THERE)
-    other = swept(idx, latent + 1)
+    other = swept(model, idx, S, S + 1, latent + 1)
     check(distance(other.h[:, 0], both.h[:, 0]) > 1e-6,
           "the first of the newest does not use the latent of the cache")
     cache = model.init_cache(2)                 # exact prefix, by the token loop
@@ -613,26 +613,17 @@ def test_ex6_gradients(name, S, passes):
     model = random_model(**{**CONFIGS[name], "n_layer": 2})
     idx, latent = tokens(model, 2, 5), numbers(2, 16).requires_grad_()
 
-    def refined():
-        cache = model.init_cache(2)
-        cache.latent = latent
-        model.extend(idx, cache)
-        for n in range(passes):
-            model.refine(cache, n % S, S)
-        return weighed(*written(cache))
-
     named = {n: p for n, p in model.named_parameters() if not n.startswith("head")}
-    slopes(refined, dict(named, latent=latent),
+    slopes(lambda: weighed(*written(swept(model, idx, S, passes, latent))),
+           dict(named, latent=latent),
            f"h, m_next, keys and values after {passes} of {S} subset passes ({name})")
 
 @exercise(6)
 def test_ex6_on_any_device():
     """As on a GPU: all that is made must be made where the model is. (meta: without numbers.)"""
     model = random_model(n_layer=1).to("meta")
-    cache, idx = model.init_cache(2), torch.zeros(2, 5, dtype=torch.long, device="meta")
-    model.extend(idx, cache)
-    for s in range(2):
-        model.refine(cache, s, 2)
+    idx = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    cache = swept(model, idx, 2, 2)
     check(cache.h.device == idx.device and cache.m_next.shape == (2, 5, 16), "h: another device")
 
 
@@ -685,13 +676,11 @@ def test_ex7_exact_unless_an_approximation_is_asked_for(name):
 def test_ex7_exact_prefix_is_as_long_as_predicted_and_no_longer(name):
     model, T = random_model(**CONFIGS[name]), 8
     idx = tokens(model, 2, T)
-    exact = array(definition(model, idx))
+    exact = definition(model, idx)
     for S, K in ((1, 0), (1, 1), (1, 3), (2, 0), (2, 1), (2, 3), (3, 1), (3, 2), (5, 1), (5, 2),
                  (T, 0), (T, 1)):
         with torch.no_grad():
-            off = abs(array(model(idx, subsets=S, sweeps=K)[0]) - exact).max((0, 2))
-        wrong = (off > 1e-8).tolist()
-        prefix = wrong.index(True) if True in wrong else T
+            prefix = exact_positions(model(idx, subsets=S, sweeps=K)[0], exact)
         right = min(T, max(K + 1, S * K))
         check(prefix == right, f"S = {S}, K = {K}: {prefix} exact positions, expected {right}")
 
@@ -909,6 +898,7 @@ def stepped(name, T):
     ("middle layer, layerwise", 3, [10]), ("middle layer, layerwise", 3, [3, 4, 1, 2]),
     ("one layer, one head", 4, [1, 1, 8]), ("one layer, one head", 4, [8, 1, 1]),
     ("shared", 1, [30])])
+@torch.no_grad()
 def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
     """For random weights, which need not contract: exact when it has used up its sweeps."""
     model = random_model(**PLAIN[name])
@@ -924,9 +914,7 @@ def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
               f"{cache.sweeps!r} sweeps over {cut} tokens, S = {S}: at most {most}")
         check(model.config.lrt or cache.residual == 0, "a plain GPT has nothing that settles")
         check(cache.pos == end, f"pos is {cache.pos} after {end} tokens")
-    for t in range(end, T):                     # and the cache goes on as if all had been steps
-        close(decoded(model, idx[:, t], cache), expected[:, t],
-              f"logits of step {t}, after the prompt", ROWS)
+    close(steps(model, idx[:, end:], cache), expected[:, end:], "logits of steps after it", THERE)
 
 @exercise(8)
 def test_ex8_never_wrongly_settled():
@@ -1036,8 +1024,7 @@ def test_ex8_starts_from_the_latent_it_is_given(has_lrt):
     idx, latent = tokens(model, 2, 9), numbers(2, 16) if has_lrt else None
     a, b = model.init_cache(2), model.init_cache(2)
     a.latent = b.latent = latent
-    for t in range(9):
-        logits = model.step(idx[:, t], a)
+    logits = steps(model, idx, a)[:, -1]
     close(model.prefill(idx, b, subsets=3, tol=0.0), logits, "logits", ROWS)
     for S in (0, -2, 1.5):
         refuses(lambda: model.prefill(idx, model.init_cache(2), subsets=S), f"subsets={S}")
@@ -1086,9 +1073,8 @@ def test_ex8_prefill_anyhow_is_stepping(weights):
                   f"{cache.sweeps} sweeps over {b - a} tokens, S = {S}")
             check(0 <= cache.residual <= max(tol, 1e-12),
                   f"residual {cache.residual:.3g}, tol {tol:.3g}")
-        for t in range(T, T + 3):
-            close(decoded(model, idx[:, t], cache).log_softmax(-1), expected[:, t],
-                  "log-probabilities of a step after the prompt", atol=20 * tol + 1e-9)
+        close(steps(model, idx[:, T:], cache).log_softmax(-1), expected[:, T:],
+              "log-probabilities of steps after the prompt", THERE, atol=20 * tol + 1e-9)
 
 @exercise(8)
 def test_ex8_prompt_longer_than_a_piece():
@@ -1100,7 +1086,7 @@ def test_ex8_prompt_longer_than_a_piece():
     logits = model.prefill(idx[:, :514], cache, subsets=4, tol=1e-10)
     close(logits, expected[:, 513], "logits", ROWS, atol=1e-9)
     check(sizes == [512, 2], f"pieces of {sizes} tokens; expected 512 and 2")
-    close(decoded(model, idx[:, 514], cache), expected[:, 514], "logits of the next step", ROWS,
+    close(model.step(idx[:, 514], cache), expected[:, 514], "logits of the next step", ROWS,
           atol=1e-9)
     check(cache.kv[0].size(3) == 7 and cache.pos == 515, "the cache holds more than the window")
     wide = random_model(n_layer=1, n_head=1, n_embd=6, block_size=530, scale=0.05)
@@ -1159,16 +1145,14 @@ def one_pass(model, idx, targets, m):
 def memory_of_passes(model, idx, S, K):
     """m (B, T, C), as K sweeps over S subsets have left it; without S as the token loop has it."""
     with torch.no_grad():
+        if S is not None:
+            S = min(S, idx.size(1))
+            return lrt.shift_right(swept(model, idx, S, K * S).m_next)
         cache, latents = model.init_cache(idx.size(0)), []
-        if S is None:
-            for t in range(idx.size(1)):
-                model.step(idx[:, t], cache)
-                latents.append(cache.latent)
-            return lrt.shift_right(torch.stack(latents, dim=1))
-        model.extend(idx, cache)
-        for n in range(K * min(S, idx.size(1))):
-            model.refine(cache, n % min(S, idx.size(1)), S)
-        return lrt.shift_right(cache.m_next)
+        for token in idx.unbind(1):
+            model.step(token, cache)
+            latents.append(cache.latent)
+        return lrt.shift_right(torch.stack(latents, dim=1))
 
 def jacobian(m_next, m):
     """The matrix of all numbers of m_next by all numbers of m, written out row by row."""
@@ -1256,8 +1240,7 @@ def test_ex9_one_position_more_is_exact(S, K):
     idx = tokens(model, 2, T)
     logits, loss = model.forward_hops(idx, None, S, K, 2)
     check(loss is None, "a loss without targets")
-    off = abs(array(logits) - array(definition(model, idx))).max((0, 2)) > 1e-8
-    prefix = off.tolist().index(True) if off.any() else T
+    prefix = exact_positions(logits, definition(model, idx))
     right = min(T, max(K + 1, min(S, T) * K) + 1)
     check(prefix == right, f"S = {S}, K = {K}: {prefix} exact positions, expected {right}")
 
@@ -1613,6 +1596,7 @@ def test_consistent_dial_and_definition(equations, name):
 
 @exercise(0)
 @two_configs
+@torch.no_grad()
 def test_consistent_prefill_and_steps(equations, name):
     """A prompt at once, in pieces and token by token, over several windows; and text after it."""
     model = random_model(**CONFIGS[name], block_size=4)
@@ -1625,9 +1609,8 @@ def test_consistent_prefill_and_steps(equations, name):
             end += cut
             logits = model.prefill(idx[:, end - cut:end], cache, subsets=S, tol=0.0)
             close(logits, expected[:, end - 1], f"logits after pieces of {cuts}, S = {S}")
-        for t in range(end, 12):
-            close(decoded(model, idx[:, t], cache), expected[:, t],
-                  f"logits of step {t} after pieces of {cuts}, S = {S}")
+        close(steps(model, idx[:, end:], cache), expected[:, end:],
+              f"logits of steps after pieces of {cuts}, S = {S}", THERE)
 
 @exercise(0)
 @two_configs
