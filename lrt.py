@@ -260,8 +260,8 @@ class GPT(nn.Module):
     def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
         """As forward, with the gradient of a solution, not of the way to it (as deep equilibrium
         models, arXiv:1909.01377). Passes, or the loop, find the latents z = m_next(shift_right(z)).
-        One pass with z has logits, loss, graph. What is said of z, g = ∂loss/∂z, is said of what
-        it was, m_next, and so of the z before. With J = ∂m_next/∂z, the latents' gradient is
+        One pass with z has logits, loss, graph; but there z is a constant. As it stands for m_next,
+        g = ∂loss/∂z is m_next's gradient; and, a hop, Jᵀ g that of the z before, J = ∂m_next/∂z:
             λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, T - 1: all. Exact: 1 position more."""
         cache, z = self.init_cache(idx.size(0)), []
         with torch.no_grad():
