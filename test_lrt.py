@@ -1144,7 +1144,7 @@ def memory_of_passes(model, idx, S, K):
             S = min(S, idx.size(1))
             return lrt.shift_right(swept(model, idx, S, K * S).m_next)
         cache, latents = model.init_cache(idx.size(0)), []
-        for token in idx.unbind(1):
+        for token in idx.T:
             model.step(token, cache)
             latents.append(cache.latent)
         return lrt.shift_right(torch.stack(latents, dim=1))
