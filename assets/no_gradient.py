@@ -1,7 +1,4 @@
-"""train.py, but no gradient flows from the sweeps into pass 0; its own loss still trains it.
-
-For results.py.
-"""
+"""train.py, but no gradient flows from the sweeps into pass 0 (its own loss still trains it): for results.py."""
 import sys
 from pathlib import Path
 
@@ -14,7 +11,7 @@ extend = GPT.extend
 
 def extend_without_gradient(self, idx, cache, m=None):
     extend(self, idx, cache, m)
-    if m is None:                           # pass 0; its loss is computed from cache.h, which stays
+    if m is None:                               # pass 0; its loss is computed from cache.h, which stays
         cache.m_next, cache.kv = cache.m_next.detach(), [kv.detach() for kv in cache.kv]
 
 
