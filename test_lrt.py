@@ -28,12 +28,12 @@ HERE = Path(__file__).parent
 STUDENTS.add(lrt.__file__)
 torch.set_num_threads(1)        # the models are tiny; a busy machine does not matter then
 
-# Sizes that are small and odd. Every identity is tested on each of them.
+# Sizes that are small and odd: 1 to 3 layers. Every identity is tested on each of them.
 CONFIGS = {
     "shared": dict(),
     "layerwise": dict(memory_proj="layerwise"),
-    "first layer": dict(memory_layer=1),
-    "middle layer, layerwise": dict(memory_layer=-2, memory_proj="layerwise"),
+    "first layer": dict(n_layer=3, memory_layer=1),
+    "middle layer, layerwise": dict(n_layer=3, memory_layer=-2, memory_proj="layerwise"),
     "one layer, one head": dict(n_layer=1, n_head=1, n_embd=6),
 }
 PLAIN = {**CONFIGS, "plain": dict(lrt=False)}
@@ -44,7 +44,7 @@ DIALS = [(1, 2), (2, 1), (3, 2), (7, 1)]        # S and K, for 7 tokens
 
 def random_model(seed=0, scale=0.3, **changes):
     """A float64 model, every weight away from its initial value; the same on every machine."""
-    config = dict(block_size=13, vocab_size=11, n_layer=3, n_head=2, n_embd=16, lrt=True)
+    config = dict(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, lrt=True)
     model = lrt.GPT(lrt.GPTConfig(**{**config, **changes})).double().eval()
     rng, start = np.random.RandomState(seed), {"alpha": 1, "beta": 0.1, "gamma": 0.1}
     with torch.no_grad():
@@ -73,10 +73,30 @@ def definition(model, idx):
     with torch.no_grad():
         return model.forward_sequential(idx)[0]
 
-def decoded(model, idx, cache):
-    """Logits after one more token, without gradients."""
-    with torch.no_grad():
-        return model.step(idx, cache)
+def steps(model, idx, cache):
+    """Logits (B, T, V) of as many steps."""
+    return torch.stack([model.step(token, cache) for token in idx.unbind(1)], dim=1)
+
+def swept(model, idx, S, passes, latent=None):
+    """The cache after pass 0 and so many subset passes. latent: the one that it begins with."""
+    cache = model.init_cache(idx.size(0))
+    if latent is not None:
+        cache.latent = latent
+    model.extend(idx, cache)
+    for n in range(passes):
+        model.refine(cache, n % S, S)
+    return cache
+
+def prefilled(model, idx, cache=None, **options):
+    """The cache after a prompt. Without one: a new one."""
+    cache = model.init_cache(idx.size(0)) if cache is None else cache
+    model.prefill(idx, cache, **options)
+    return cache
+
+def exact_positions(logits, exact):
+    """How many, from the first one on."""
+    wrong = (abs(array(logits) - array(exact)).max((0, 2)) > 1e-8).tolist()
+    return wrong.index(True) if True in wrong else len(wrong)
 
 def weighed(*tensors):
     """A number that depends on every number in tensors."""
@@ -102,9 +122,9 @@ def layers_case(name, memory):
 def prefill_case(case):
     """Model, prompt and S. Weights near their initial values, so that the memory contracts."""
     changes, B, T, S = {
-        "two rows": (dict(), 2, 40, 3),
-        "first layer": (dict(memory_layer=1), 1, 40, 2),
-        "S = 1": (dict(), 1, 30, 1),
+        "two rows": (dict(), 2, 24, 3),
+        "first layer": (dict(n_layer=3, memory_layer=1), 1, 24, 2),
+        "S = 1": (dict(), 1, 20, 1),
         "pieces": (dict(block_size=4, n_layer=1), 1, 600, 2),
         "last piece": (dict(block_size=4, n_layer=1), 1, 515, 8),
         "more in the last": (dict(block_size=4, n_layer=1, seed=1), 1, 600, 2),
@@ -121,7 +141,7 @@ QKV = [("gates", 0), ("gates", 1), ("three heads", 0), ("three heads", 1), ("one
        ("one head", 1), ("plain", 0)]
 PREFILL = [("two rows", 1e-2), ("two rows", 1e-6), ("pieces", 3e-3), ("last piece", 1e-2),
            ("more in the last", 1e-2)]
-PREFILL += [(case, tol) for tol in (1e-1, 1e-2, 1e-4, 1e-7) for case in ("first layer", "S = 1")]
+PREFILL += [(case, tol) for tol in (1e-1, 1e-4, 1e-7) for case in ("first layer", "S = 1")]
 KNOWN = [("exact", name, first) for name, first in [*((name, 0) for name in PLAIN), ("shared", 1)]]
 for kind, those in dict(layers=LAYERS, passes=PASSES, qkv=QKV, prefill=PREFILL).items():
     KNOWN += [(kind, *which) for which in those]
@@ -170,16 +190,13 @@ def test_ex1_gradients_reach_latent_and_first():
            "shift_right without first")
 
 @exercise(1)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ex1_dtype_stays(dtype):
-    latent = numbers(1, 3, 2).to(dtype)
+@pytest.mark.parametrize("dtype, device", [
+    (torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float64, "meta")])
+def test_ex1_dtype_and_device_stay(dtype, device):
+    """(meta: tensors without numbers, which mix with those of no other device.)"""
+    latent = torch.zeros(2, 3, 4, dtype=dtype, device=device)
     for m in (lrt.shift_right(latent), lrt.shift_right(latent, latent[:, 2])):
         check(m.dtype == dtype, f"latent is {dtype}, the memory {m.dtype}")
-
-@exercise(1)
-def test_ex1_on_any_device():
-    latent = torch.empty(2, 3, 4, device="meta")    # no numbers; it mixes with no other device
-    for m in (lrt.shift_right(latent), lrt.shift_right(latent, latent[:, 0])):
         check(m.device == latent.device, f"latent is on {latent.device}, the memory on {m.device}")
 
 
@@ -411,11 +428,12 @@ def test_ex4_on_any_device():
 
 @exercise(5)
 @plain_too
+@torch.no_grad()
 def test_ex5_the_recurrence(name):
-    """20 tokens with a window of 13, each against the equations."""
+    """12 tokens with a window of 8, each against the equations."""
     model = random_model(**PLAIN[name])
-    idx, right, cache = tokens(model, 2, 20), known("exact", name, 0), model.init_cache(2)
-    for t in range(20):
+    idx, right, cache = tokens(model, 2, 12), known("exact", name, 0), model.init_cache(2)
+    for t in range(12):
         logits, of = model.step(idx[:, t], cache), f"position {t} ({name})"
         close(logits, right["logits"][:, t], f"logits at {of}", ROWS)
         close(cache.h[:, 0], right["h"][:, t], f"h at {of}", ROWS)
@@ -424,94 +442,89 @@ def test_ex5_the_recurrence(name):
             close(cache.latent, right["latents"][:, t], f"latent after {of}", ROWS)
         else:
             check(cache.latent is None, "a plain GPT has a latent")
-        check(cache.kv[0].size(3) == min(t + 1, 12),
-              f"keys and values of {cache.kv[0].size(3)} positions after {t + 1} tokens, W = 13")
-    logits, loss = model.forward_sequential(idx)
-    close(logits, right["logits"], "logits of forward_sequential", THERE)
-    check(loss is None, "forward_sequential: a loss without targets")
+        check(cache.kv[0].size(3) == min(t + 1, 7),
+              f"keys and values of {cache.kv[0].size(3)} positions after {t + 1} tokens, W = 8")
 
 @exercise(5)
 @pytest.mark.parametrize("name", ["shared", "middle layer, layerwise", "plain"])
 def test_ex5_gradients_go_through_time(name):
     """Through the latent, and through the keys and values of earlier tokens."""
-    model = random_model(**PLAIN[name], block_size=4)
-    idx, targets = tokens(model, 2, 6), tokens(model, 2, 6, seed=2)
-    named = dict(model.named_parameters())
+    model = random_model(**PLAIN[name], block_size=3)
+    idx, targets, named = batch_for(model, 2, 4)
     slopes(lambda: model.forward_sequential(idx, targets)[1], named, "loss of forward_sequential")
 
     def last():
         cache = model.init_cache(2)
         if model.config.lrt:
             cache.latent = named["the first latent"]
-        for t in range(6):
-            logits = model.step(idx[:, t], cache)
+        logits = steps(model, idx, cache)[:, -1]
         return weighed(logits, cache.latent) if model.config.lrt else weighed(logits)
 
     if model.config.lrt:
         named["the first latent"] = numbers(2, 16).requires_grad_()
-    slopes(last, named, "logits and latent after six tokens")
+    slopes(last, named, "logits and latent after four tokens")
 
 @exercise(5)
+@torch.no_grad()
 def test_ex5_every_latent_counts():
     """It starts from the latent that it finds, at the first token too, and at each anew."""
     model = random_model()
-    idx, latent = tokens(model, 2, 20), numbers(2, 16)
+    idx, latent = tokens(model, 2, 12), numbers(2, 16)
 
     def last(change, at):
         cache = model.init_cache(2)
-        for t in range(6):
+        for t in range(4):
             if t == at:
                 cache.latent = change(cache.latent)
             logits = model.step(idx[:, t], cache)
         return logits
 
     plain = last(lambda m: m, 0)
-    for at in range(6):
+    for at in range(4):
         for what, change in (("another one", lambda m: latent), ("doubled", lambda m: 2 * m + 0.1),
                              ("of other rows", lambda m: m.flip(0) - 0.1)):
             check(distance(last(change, at), plain) > 1e-6,
-                  f"latent {what} at position {at}: the logits at 5 do not notice")
-    close(last(lambda m: latent, 0), known("exact", "shared", 1)["logits"][:, 5],
-          "logits at position 5, from a latent that is not 0", ROWS)
+                  f"latent {what} at position {at}: the logits at 3 do not notice")
+    close(last(lambda m: latent, 0), known("exact", "shared", 1)["logits"][:, 3],
+          "logits at position 3, from a latent that is not 0", ROWS)
 
 @exercise(5)
 def test_ex5_sequences_do_not_see_each_other():
     """Not those of a batch, not those decoded before, not those decoded in turn with it."""
     model = random_model()
-    idx, order = tokens(model, 4, 8), torch.tensor([2, 0, 3, 1])
+    idx, order = tokens(model, 4, 4), torch.tensor([2, 0, 3, 1])
     copy = idx.clone()
 
-    def decode(idx):
-        cache = model.init_cache(idx.size(0))
-        return torch.stack([model.step(idx[:, t], cache) for t in range(8)], 1)
-
-    first = decode(idx)
-    close(decode(idx[order]), first[order], "logits of rows in another order", THERE)
-    close(decode(idx), first, "logits when decoded a second time", THERE)
-    close(decode(idx[1:2]), first[1:2], "logits of row 1 alone", THERE)
+    first = steps(model, idx, model.init_cache(4))
+    for what, rows in (("rows in another order", order), ("a second time", slice(0, 4)),
+                       ("row 1 alone", slice(1, 2))):
+        mine = steps(model, idx[rows], model.init_cache(len(idx[rows])))
+        close(mine, first[rows], f"logits of {what}", THERE)
     a, b = model.init_cache(4), model.init_cache(4)
-    for t in range(8):
+    for t in range(4):
         mine = model.step(idx[:, t], a)
         close(mine, first[:, t], f"logits at {t} of two sequences in turn", ROWS)
         model.step(idx[order, t], b)
     unchanged((idx,), (copy,), "idx was")
 
+def cache_after(model, idx, n, latents):
+    """The cache when n tokens are done: computed at once, with the memory that is right."""
+    cache = model.init_cache(idx.size(0))
+    if n > 0:
+        m = torch.cat([torch.zeros_like(latents[:, :1]), latents[:, :n - 1]], dim=1)
+        model.extend(idx[:, :n], cache, m if model.config.lrt else None)
+        cache.advance()
+    return cache
+
 @exercise(5)
 @pytest.mark.parametrize("name", ["shared", "plain"])
+@torch.no_grad()
 def test_ex5_step_goes_on_where_a_pass_stopped(name):
     """After positions that were computed at once; and without gradients."""
     model = random_model(**PLAIN[name])
-    idx, right = tokens(model, 2, 20), known("exact", name, 0)
-    m = None
-    if model.config.lrt:                        # the memory that is right for the first nine
-        m = torch.cat([torch.zeros(2, 1, 16).double(), right["latents"][:, :8]], dim=1)
-    with torch.no_grad():
-        cache = model.init_cache(2)
-        model.extend(idx[:, :9], cache, m)
-        cache.advance()
-        for t in range(9, 20):
-            logits = model.step(idx[:, t], cache)
-            close(logits, right["logits"][:, t], f"logits at position {t}", ROWS)
+    idx, right = tokens(model, 2, 12), known("exact", name, 0)
+    cache = cache_after(model, idx, 9, right["latents"])
+    close(steps(model, idx[:, 9:], cache), right["logits"][:, 9:], "logits from position 9", THERE)
 
 @exercise(5)
 def test_ex5_loss_is_a_mean_over_what_has_a_target():
@@ -519,6 +532,7 @@ def test_ex5_loss_is_a_mean_over_what_has_a_target():
     idx, targets = tokens(model, 2, 6), tokens(model, 2, 6, seed=2)
     targets[:, 4:] = -1
     logits, loss = model.forward_sequential(idx, targets)
+    check(model.forward_sequential(idx)[1] is None, "forward_sequential: a loss without targets")
     nll = F.cross_entropy(logits[:, :4].flatten(0, 1), targets[:, :4].flatten())
     close(loss, nll, "loss of forward_sequential, the last two targets -1")
 
@@ -556,15 +570,14 @@ def test_ex6_subset_passes(name, S, K):
 
 @exercise(6)
 @every_config
+@torch.no_grad()
 def test_ex6_after_what_is_done(name):
-    """Positions 9 to 14 refined in turn, when nine tokens are in the cache and the window is 13;
-    and over 20 at once."""
+    """Positions 5 to 8 refined in turn, when five tokens are in the cache and the window is 8; and
+    over 12 at once. Steps go on from there."""
     model = random_model(**CONFIGS[name])
-    idx, right = tokens(model, 2, 20), known("exact", name, 0)
-    for start, T in ((9, 6), (0, 20), (15, 1)):
-        cache = model.init_cache(2)
-        for t in range(start):
-            model.step(idx[:, t], cache)
+    idx, right = tokens(model, 2, 12), known("exact", name, 0)
+    for start, T in ((5, 4), (0, 12), (9, 1)):
+        cache = cache_after(model, idx, start, right["latents"])
         model.extend(idx[:, start:start + T], cache)
         for s in range(T):
             model.refine(cache, s, T)
@@ -573,9 +586,9 @@ def test_ex6_after_what_is_done(name):
             close(cache.m_next[:, s], right["latents"][:, start + s], f"latent{of}", ROWS)
         check(cache.pos == start and cache.h.size(1) == T, "refine is not to advance the cache")
         cache.advance()
-        if start + T < 20:
-            logits = model.step(idx[:, start + T], cache)
-            close(logits, right["logits"][:, start + T], "logits of the next token", ROWS)
+        for t in range(start + T, 12):
+            logits = model.step(idx[:, t], cache)
+            close(logits, right["logits"][:, t], f"logits of step {t} after{of}", ROWS)
 
 @exercise(6)
 @pytest.mark.parametrize("S", [1, 2, 3, 8])
@@ -585,17 +598,10 @@ def test_ex6_longer_than_the_window(S):
     model = random_model(block_size=3)
     idx, latent = tokens(model, 2, 8), numbers(2, 16)
 
-    def swept(idx, latent):
-        cache = model.init_cache(idx.size(0))
-        cache.latent = latent
-        model.extend(idx, cache)
-        for s in [*range(S), 0]:
-            model.refine(cache, s, S)
-        return cache
-
-    both, one = swept(idx, latent), swept(idx[1:], latent[1:])
+    both = swept(model, idx, S, S + 1, latent)
+    one = swept(model, idx[1:], S, S + 1, latent[1:])
     close(both.h[1:], one.h, "h of row 1 alone", THERE)
-    other = swept(idx, latent + 1)
+    other = swept(model, idx, S, S + 1, latent + 1)
     check(distance(other.h[:, 0], both.h[:, 0]) > 1e-6,
           "the first of the newest does not use the latent of the cache")
     cache = model.init_cache(2)                 # exact prefix, by the token loop
@@ -606,48 +612,24 @@ def test_ex6_longer_than_the_window(S):
 
 @exercise(6)
 @pytest.mark.parametrize("name, S, passes", [
-    ("shared", 1, 2), ("shared", 2, 3), ("first layer", 3, 4), ("layerwise", 6, 6)])
+    ("shared", 1, 2), ("shared", 2, 3), ("first layer", 3, 4), ("layerwise", 5, 5)])
 def test_ex6_gradients(name, S, passes):
     """Through latents, keys and values of all passes; and into the latent that the cache begins
     with."""
-    model = random_model(**CONFIGS[name], n_layer=2)
-    idx, latent = tokens(model, 2, 6), numbers(2, 16).requires_grad_()
-
-    def refined(part):
-        cache = model.init_cache(2)
-        cache.latent = latent
-        model.extend(idx, cache)
-        for n in range(passes):
-            model.refine(cache, n % S, S)
-        return weighed(*((cache.h,), (cache.m_next,), cache.kv)[part])
+    model = random_model(**{**CONFIGS[name], "n_layer": 2})
+    idx, latent = tokens(model, 2, 5), numbers(2, 16).requires_grad_()
 
     named = {n: p for n, p in model.named_parameters() if not n.startswith("head")}
-    for part, kind in enumerate(("h", "m_next", "keys and values")):
-        slopes(lambda: refined(part), dict(named, latent=latent),
-               f"{kind} after {passes} of {S} subset passes ({name})")
-
-@exercise(6)
-def test_ex6_steps_go_on_after_subset_passes():
-    model = random_model()
-    idx, right = tokens(model, 2, 20), known("exact", "shared", 0)
-    with torch.no_grad():
-        cache = model.init_cache(2)
-        model.extend(idx[:, :9], cache)
-        for s in range(9):
-            model.refine(cache, s, 9)
-        cache.advance()
-        for t in range(9, 20):
-            logits = model.step(idx[:, t], cache)
-            close(logits, right["logits"][:, t], f"logits at position {t}", ROWS)
+    slopes(lambda: weighed(*written(swept(model, idx, S, passes, latent))),
+           dict(named, latent=latent),
+           f"h, m_next, keys and values after {passes} of {S} subset passes ({name})")
 
 @exercise(6)
 def test_ex6_on_any_device():
     """As on a GPU: all that is made must be made where the model is. (meta: without numbers.)"""
-    model = random_model().to("meta")
-    cache, idx = model.init_cache(2), torch.zeros(2, 5, dtype=torch.long, device="meta")
-    model.extend(idx, cache)
-    for s in range(2):
-        model.refine(cache, s, 2)
+    model = random_model(n_layer=1).to("meta")
+    idx = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    cache = swept(model, idx, 2, 2)
     check(cache.h.device == idx.device and cache.m_next.shape == (2, 5, 16), "h: another device")
 
 
@@ -655,68 +637,69 @@ def test_ex6_on_any_device():
 
 @exercise(7)
 @pytest.mark.parametrize("name, S, K", PASSES)
+@torch.no_grad()
 def test_ex7_logits_after_each_sweep(name, S, K):
+    """Of the middle row of three: rows do not see each other."""
     model, right = random_model(**CONFIGS[name]), known("passes", name, S, K)["logits"]
-    idx = tokens(model, 1, 7)
+    idx = torch.cat([tokens(model, 1, 7, seed) for seed in (5, 1, 6)])
     for k in range(K + 1):
         of = f"logits after {k} sweeps of {S} subsets ({name})"
         logits, loss = model(idx, subsets=S, sweeps=k)
         check(loss is None, "a loss without targets")
-        close(logits[0], right[k * S], of, THERE[1:])
-        close(model(idx, idx, subsets=S, sweeps=k)[0][0], right[k * S], of + ", targets", THERE[1:])
-    close(model(idx, subsets=S)[0][0], right[S],
-          f"logits for subsets={S}: one sweep where nothing else is said", THERE[1:])
+        close(logits[1], right[k * S], of, THERE[1:])
+    close(model(idx, idx, subsets=S, sweeps=K)[0], logits, of + ", targets", THERE)
 
 @exercise(7)
 @every_config
-@pytest.mark.parametrize("B, T", [(2, 6), (3, 1)])
+@pytest.mark.parametrize("B, T", [(2, 4), (3, 1)])
 def test_ex7_dial_at_S_equals_T_is_the_definition(name, B, T):
-    """Logits, loss and every gradient."""
+    """Logits, loss and every gradient; one sweep where nothing else is said."""
     model = random_model(**CONFIGS[name])
     idx, targets, named = batch_for(model, B, T)
     logits, loss = model.forward_sequential(idx, targets)
-    for S in (T, T + 1, 100):
-        mine, its_loss = model(idx, targets, subsets=S, sweeps=1, loss_weights=(0, 1))
+    for S in (T, T + 1):
+        mine, its_loss = model(idx, targets, subsets=S, loss_weights=(0, 1))
         close(mine, logits, f"logits, S = {S}, T = {T}", THERE)
         close(its_loss, loss, f"loss, S = {S}, T = {T}, loss_weights=(0, 1)")
     close_gradients(gradients(its_loss, named), gradients(loss, named), f"S = T = {T}")
 
 @exercise(7)
-@every_config
+@pytest.mark.parametrize("name", ["shared", "middle layer, layerwise"])
 def test_ex7_exact_unless_an_approximation_is_asked_for(name):
     model = random_model(**CONFIGS[name])
-    idx, targets = tokens(model, 2, 8), tokens(model, 2, 8, seed=2)
-    exact = model.forward_sequential(idx, targets)
-    for a, b, what in zip(model(idx, targets), exact, ("logits", "loss")):
-        close(a, b, f"{what} of model(idx, targets) without subsets")
-    close(model(idx)[0], exact[0], "logits of model(idx)", THERE)
-    mine = model(idx, targets, sweeps=3)[1]
-    close(mine, exact[1], "loss without subsets, whatever sweeps is")
+    idx, targets, _ = batch_for(model, 2, 5)
+    logits, loss = model.forward_sequential(idx, targets)
+    for sweeps in (1, 3):
+        mine, its_loss = model(idx, targets, sweeps=sweeps)
+        close(mine, logits, f"logits without subsets, sweeps={sweeps}", THERE)
+        close(its_loss, loss, f"loss without subsets, sweeps={sweeps}")
+    mine, none = model(idx)
+    close(mine, logits, "logits of model(idx)", THERE)
+    check(none is None, "a loss without targets")
 
 @exercise(7, slow=True)
 @every_config
 def test_ex7_exact_prefix_is_as_long_as_predicted_and_no_longer(name):
-    model, T = random_model(**CONFIGS[name]), 12
+    model, T = random_model(**CONFIGS[name]), 8
     idx = tokens(model, 2, T)
-    exact = array(definition(model, idx))
-    for S in (1, 2, 3, 5, 7, T):
-        for K in range(4):
-            with torch.no_grad():
-                off = abs(array(model(idx, subsets=S, sweeps=K)[0]) - exact).max((0, 2))
-            wrong = (off > 1e-8).tolist()
-            prefix = wrong.index(True) if True in wrong else T
-            right = min(T, max(K + 1, S * K))
-            check(prefix == right, f"S = {S}, K = {K}: {prefix} exact positions, expected {right}")
+    exact = definition(model, idx)
+    for S, K in ((1, 0), (1, 1), (1, 3), (2, 0), (2, 1), (2, 3), (3, 1), (3, 2), (5, 1), (5, 2),
+                 (T, 0), (T, 1)):
+        with torch.no_grad():
+            prefix = exact_positions(model(idx, subsets=S, sweeps=K)[0], exact)
+        right = min(T, max(K + 1, S * K))
+        check(prefix == right, f"S = {S}, K = {K}: {prefix} exact positions, expected {right}")
 
 @exercise(7)
-@pytest.mark.parametrize("S, K", [(3, 2), (1, 2), (2, 1), (20, 1), (1, 0)])
-@pytest.mark.parametrize("ignored", [(3,), range(6), (0, 2, 4, 6, 8, 10)], ids=str)
+@pytest.mark.parametrize("S, K, ignored", [
+    (3, 2, (3,)), (3, 2, range(4)), (1, 2, (0, 2, 4, 6)), (2, 1, range(4)), (2, 1, (0, 2, 4, 6)),
+    (20, 1, (3,)), (1, 0, range(4))], ids=str)
 def test_ex7_loss_is_one_mean_for_each_sweep(S, K, ignored):
     """The default loss and weighted ones, put together from the logits after each sweep."""
-    model, T = random_model(n_layer=2), 12
-    idx, targets = tokens(model, 2, T), tokens(model, 2, T, seed=2)
+    model, T = random_model(n_layer=1), 7
+    idx, targets, _ = batch_for(model, 2, T)
     targets[:, list(ignored)] = -1
-    targets[1, 4] = -1
+    targets[1, 5] = -1
     kept, means = targets != -1, []
     for k in range(K + 1):
         with torch.no_grad():
@@ -726,21 +709,21 @@ def test_ex7_loss_is_one_mean_for_each_sweep(S, K, ignored):
     S_ = min(S, T)
     default = (means[0] + S_ * sum(means[1:])) / (1 + S_ * K)
     close(model(idx, targets, subsets=S, sweeps=K)[1], default, f"loss, {of}")
-    for weights in ([0.3, 0.0, 1.5][:K + 1], [0.0] * K + [1.0], (2.0,) + (0.5,) * K):
+    for weights in ([0.3, 0.0, 1.5][:K + 1], (0.0,) * K + (1.0,)):
         mine = model(idx, targets, subsets=S, sweeps=K, loss_weights=weights)[1]
         expected = sum(w * mean for w, mean in zip(weights, means))
         close(mine, expected, f"loss, loss_weights={weights}, {of}")
         check(mine.requires_grad, "the loss has no gradient")
 
 @exercise(7)
-@pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(subsets=12, loss_weights=(0, 1)),
+@pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(subsets=8, loss_weights=(0, 1)),
                                   dict(subsets=3, sweeps=2, loss_weights=(0, 1, 1))], ids=str)
 def test_ex7_targets_of_minus_one_do_not_count(dial):
-    model = random_model()
-    idx, targets = tokens(model, 2, 12), tokens(model, 2, 12, seed=2)
-    targets[:, 5:] = -1
-    short = idx[:, :5], targets[:, :5]
-    if dial.get("subsets", 12) == 12:
+    model = random_model(n_layer=1)
+    idx, targets, _ = batch_for(model, 2, 8)
+    targets[:, 4:] = -1
+    short = idx[:, :4], targets[:, :4]
+    if dial.get("subsets", 8) == 8:
         expected = model.forward_sequential(*short)[1]
     else:
         expected = model(*short, **dial)[1]
@@ -751,33 +734,33 @@ def test_ex7_targets_of_minus_one_do_not_count(dial):
 @exercise(7)
 @pytest.mark.parametrize("name, S, K, weights", [
     ("shared", 3, 2, (0, 0, 1)), ("shared", 3, 2, None), ("shared", 1, 2, (0, 0, 1)),
-    ("shared", 2, 1, (1, 1)), ("first layer", 2, 2, (0, 1, 0)), ("first layer", 3, 2, (0, 0, 1)),
+    ("first layer", 2, 2, (0, 1, 0)), ("first layer", 3, 2, (0, 0, 1)),
     ("first layer", 5, 1, None)])
 def test_ex7_gradients_go_through_every_pass(name, S, K, weights):
-    model = random_model(**CONFIGS[name])
-    idx, targets = tokens(model, 2, 8), tokens(model, 2, 8, seed=2)
+    model = random_model(**{**CONFIGS[name], "n_layer": 2})
+    idx, targets, named = batch_for(model, 2, 6)
     slopes(lambda: model(idx, targets, subsets=S, sweeps=K, loss_weights=weights)[1],
-           model.named_parameters(), f"loss, S = {S}, K = {K}, loss_weights = {weights}")
+           named, f"loss, S = {S}, K = {K}, loss_weights = {weights}")
 
 @exercise(7, slow=True)
 @with_and_without_lrt
 def test_ex7_causality(has_lrt):
     """No position sees a later one: not in its logits, not through a gradient. And it sees all
     earlier ones."""
-    model = random_model(lrt=has_lrt)
-    idx = tokens(model, 2, 11)
-    for S, K in ((1, 1), (2, 1), (3, 2), (11, 1)):
-        run, of = lambda i: model(i, subsets=S, sweeps=K)[0], f"S = {S}, K = {K}"
-        before = array(run(idx))
-        for t in (0, 5, 10):
+    model, T = random_model(lrt=has_lrt, n_layer=1), 6
+    idx = tokens(model, 2, T)
+    for S, K in ((1, 1), (2, 1), (3, 2)):
+        of = f"S = {S}, K = {K}"
+        before = array(model(idx, subsets=S, sweeps=K)[0])
+        for t in (0, 3, T - 1):
             changed = idx.clone()
             changed[:, t] = (changed[:, t] + 1) % 11
-            off = abs(array(run(changed)) - before).max((0, 2))
+            off = abs(array(model(changed, subsets=S, sweeps=K)[0]) - before).max((0, 2))
             check((off[:t] == 0).all(), f"{of}: a position before {t} sees the token at {t}")
             check((off[t:] > 1e-9).all(), f"{of}: one from {t} on does not see the token at {t}")
         # Token t at position t alone, so its embedding is that position
-        logits = run(torch.arange(11)[None])
-        for t in range(0, 11, 2):
+        logits = model(torch.arange(T)[None], subsets=S, sweeps=K)[0]
+        for t in range(0, T, 2):
             grad = GRAD(logits[0, t].sum(), model.embed.weight, retain_graph=True)[0]
             size = abs(array(grad)).sum(1)
             check((size[:t + 1] > 0).all(), f"{of}: no gradient from position {t} to one before it")
@@ -786,18 +769,18 @@ def test_ex7_causality(has_lrt):
 @exercise(7)
 def test_ex7_plain_is_one_pass_whatever_the_dial_says():
     plain, calls = random_model(lrt=False), []
-    idx, targets = tokens(plain, 2, 13), tokens(plain, 2, 13, seed=2)
+    idx, targets, _ = batch_for(plain, 2, 8)
     logits, loss = plain.forward_sequential(idx, targets)
     layers = plain.layers
     plain.layers = lambda x0, *a, **k: calls.append(tuple(x0.shape)) or layers(x0, *a, **k)
-    for dial in (dict(), dict(subsets=1), dict(subsets=3, sweeps=2), dict(subsets=13),
+    for dial in (dict(), dict(subsets=1), dict(subsets=3, sweeps=2), dict(subsets=8),
                  dict(subsets=2, sweeps=0), dict(subsets=2, loss_weights=(0.2, 0.3))):
         calls.clear()
         mine, its_loss = plain(idx, targets, **dial)
         close(mine, logits, f"logits of a plain GPT, {dial}", THERE)
         close(its_loss, loss, f"loss of a plain GPT, {dial}")
-        check(calls == [(2, 13, 16)],
-              f"a plain GPT computed {len(calls)} passes, expected one over all 13 ({dial})")
+        check(calls == [(2, 8, 16)],
+              f"a plain GPT computed {len(calls)} passes, expected one over all 8 ({dial})")
     plain.layers = layers
     slopes(lambda: plain(idx, targets)[1], plain.named_parameters(), "loss of a plain GPT")
 
@@ -809,20 +792,19 @@ def test_ex7_plain_is_lrt_without_memory_and_without_gates():
     with torch.no_grad():
         for name in extra:                      # gates 2 σ(0) = 1, and nothing for g_mem to let in
             model.get_parameter(name).zero_()
-    idx, targets = tokens(model, 2, 13), tokens(model, 2, 13, seed=2)
+    idx, targets, _ = batch_for(model, 2, 8)
     logits, loss = plain(idx, targets)
     close(model.forward_sequential(idx)[0], logits, "logits of the loop", THERE)
-    for S, K in ((1, 1), (2, 1), (3, 2), (13, 1)):
+    for S, K in ((1, 1), (2, 1), (3, 2), (8, 1)):
         close(model(idx, subsets=S, sweeps=K)[0], logits, f"logits, S = {S}, K = {K}", THERE)
     close(model(idx, targets, subsets=2, loss_weights=(0.5, 0.5))[1], loss, "loss")
 
 @exercise(7)
 def test_ex7_flops_depend_on_sweeps_alone():
-    """(1 + K) passes whatever S is. (A sweep is a pass and what projects the memory, 2C² of
-    12 L C².)"""
+    """(1 + K) passes whatever S is. (A sweep is a pass and what projects the memory, a 7th.)"""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
-    model = random_model(n_layer=4, block_size=4, vocab_size=2)
+    model = random_model(block_size=4, vocab_size=2, n_layer=1)
 
     def count(S, K):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -831,19 +813,10 @@ def test_ex7_flops_depend_on_sweeps_alone():
         return counter.get_total_flops()
 
     one = count(1, 0)
-    for S, K in ((1, 3), (2, 1), (3, 2), (4, 1)):
+    for S, K in ((1, 2), (2, 1), (3, 1), (4, 1)):
         cost = count(S, K) / one
-        check(abs(cost / (1 + K) - 1) < 0.05,
+        check(abs(cost / (1 + K) - 1) < 0.15,
               f"S = {S}, K = {K}: {cost:.2f} passes, expected {1 + K}")
-
-@exercise(7)
-def test_ex7_rows_do_not_see_each_other():
-    model = random_model()
-    idx, order = tokens(model, 4, 12), torch.tensor([2, 0, 3, 1])
-    all_rows = model(idx, subsets=3)[0]
-    mixed = model(idx[order], subsets=3)[0]
-    close(mixed, all_rows[order], "logits of rows in another order", THERE)
-    close(model(idx[1:2], subsets=3)[0], all_rows[1:2], "logits of row 1 alone", THERE)
 
 @exercise(7)
 @with_and_without_lrt
@@ -858,17 +831,17 @@ def test_ex7_impossible_dials_are_refused(has_lrt):
                  dict(hops=1, subsets=2, loss_weights=(0, 1))):
         refuses(lambda: model(idx, idx, **dial), f"{dial}, {'LRT' if has_lrt else 'a plain GPT'}")
     for dial in (dict(), dict(subsets=1), dict(subsets=2)):
-        refuses(lambda: model(tokens(model, 1, 14), **dial),
-                f"14 tokens where block_size is 13, {dial}")
+        refuses(lambda: model(tokens(model, 1, 9), **dial),
+                f"9 tokens where block_size is 8, {dial}")
         refuses(lambda: model(idx[:, :0], **dial), f"no token at all, {dial}")
     refuses(lambda: model(idx, idx[:, :3], subsets=2), "three targets of five")
 
 @exercise(7)
-@pytest.mark.parametrize("has_lrt", [True, False])
+@with_and_without_lrt
 def test_ex7_on_any_device(has_lrt):
-    model = random_model(lrt=has_lrt).to("meta")
+    model = random_model(lrt=has_lrt, n_layer=1).to("meta")
     idx = torch.zeros(2, 5, dtype=torch.long, device="meta")
-    for dial in (dict(subsets=2), dict(subsets=3, sweeps=2, loss_weights=(0, 1, 1))):
+    for dial in (dict(subsets=2), dict(subsets=1, sweeps=2, loss_weights=(0, 1, 1))):
         logits, loss = model(idx, idx, **dial)
         check(logits.device == loss.device == idx.device and loss.shape == (),
               "logits or loss: device")
@@ -900,24 +873,43 @@ def test_ex8_stops_when_a_sweep_has_changed_nothing(case, tol):
     check(abs(cache.residual - residual) <= 1e-12 + 1e-6 * residual,
           f"residual {cache.residual:.9g} {of}: expected {residual:.9g}")
     if idx.size(1) < 50:
-        close(logits, definition(model, idx)[:, -1], f"logits {of}", ROWS, atol=100 * tol)
+        close(logits, prefill_logits(case), f"logits {of}", ROWS, atol=100 * tol)
 
 @functools.cache
-def stepped(name):
+def prefill_logits(case):
+    model, idx, _ = prefill_case(case)
+    return model.logits(solution(model, idx)[:, -1])
+
+@torch.no_grad()
+def solution(model, idx):
+    """h of the token loop, without it, where the memory contracts: all positions at once, until
+    nothing changes any more. Each latent follows from those before it, so there is no other one."""
+    cache, m, change = model.init_cache(idx.size(0)), None, 1
+    while change > 1e-11:
+        model.extend(idx, cache, m)
+        old, m = m, lrt.shift_right(cache.m_next)
+        change = distance(m, 0 if old is None else old)
+    return cache.h
+
+@functools.cache
+def stepped(name, T):
     model = random_model(**PLAIN[name])
-    return definition(model, tokens(model, 2, 32))
+    return definition(model, tokens(model, 2, T))
 
 @exercise(8)
 @pytest.mark.parametrize("name, S, cuts", [
-    ("shared", 1, [30]), ("shared", 1, [5, 8, 1, 13, 3]), ("layerwise", 4, [1, 1, 28]),
-    ("layerwise", 4, [13, 13, 4]), ("first layer", 100, [30]), ("first layer", 100, [13, 13, 4]),
-    ("first layer", 4, [5, 8, 1, 13, 3]), ("plain", 4, [30]), ("plain", 4, [5, 8, 1, 13, 3]),
-    ("middle layer, layerwise", 3, [30]), ("middle layer, layerwise", 3, [5, 8, 1, 13, 3]),
-    ("one layer, one head", 4, [1, 1, 28]), ("one layer, one head", 4, [13, 13, 4])])
+    ("shared", 1, [10]), ("shared", 1, [3, 4, 1, 2]), ("layerwise", 4, [1, 1, 8]),
+    ("layerwise", 4, [8, 1, 1]), ("first layer", 100, [10]), ("first layer", 100, [8, 2]),
+    ("first layer", 4, [3, 4, 1, 2]), ("plain", 4, [10]), ("plain", 4, [3, 4, 1, 2]),
+    ("middle layer, layerwise", 3, [10]), ("middle layer, layerwise", 3, [3, 4, 1, 2]),
+    ("one layer, one head", 4, [1, 1, 8]), ("one layer, one head", 4, [8, 1, 1]),
+    ("shared", 1, [30])])
+@torch.no_grad()
 def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
     """For random weights, which need not contract: exact when it has used up its sweeps."""
     model = random_model(**PLAIN[name])
-    idx, expected = tokens(model, 2, 32), stepped(name)
+    T = sum(cuts) + 2
+    idx, expected = tokens(model, 2, T), stepped(name, T)
     cache, end = model.init_cache(2), 0
     for cut in cuts:
         logits = model.prefill(idx[:, end:end + cut], cache, subsets=S, tol=0.0)
@@ -926,20 +918,19 @@ def test_ex8_prefill_in_pieces_is_stepping(name, S, cuts):
         most = math.ceil(cut / min(S, cut)) if model.config.lrt else 0
         check(type(cache.sweeps) is int and cache.sweeps <= most,
               f"{cache.sweeps!r} sweeps over {cut} tokens, S = {S}: at most {most}")
+        check(model.config.lrt or cache.residual == 0, "a plain GPT has nothing that settles")
         check(cache.pos == end, f"pos is {cache.pos} after {end} tokens")
-    for t in range(end, 32):                    # and the cache goes on as if all had been steps
-        close(decoded(model, idx[:, t], cache), expected[:, t],
-              f"logits of step {t}, after the prompt", ROWS)
+    close(steps(model, idx[:, end:], cache), expected[:, end:], "logits of steps after it", THERE)
 
 @exercise(8)
 def test_ex8_never_wrongly_settled():
     """No memory enters the first layer, after which the latent is taken: the latents stand still
     from the first pass on, but keys and values of the layers above still move."""
-    model = random_model(memory_layer=1, memory_proj="layerwise")
+    model = random_model(memory_layer=1, memory_proj="layerwise", n_layer=3)
     with torch.no_grad():
         for p in (model.gamma[:1], model.u_k[0].weight, model.u_v[0].weight):
             p.zero_()
-    idx = tokens(model, 2, 13)
+    idx = tokens(model, 2, 6)
     expected = definition(model, idx)[:, -1]
     for S in (1, 2, 3):
         cache = model.init_cache(2)
@@ -947,7 +938,8 @@ def test_ex8_never_wrongly_settled():
         close(logits, expected, f"logits, S = {S}, tol = 0", ROWS)
         check(cache.residual < 1e-12, f"residual {cache.residual} for tol = 0")
     for seed in range(4):                       # memory layers below the last, keys and values late
-        model = random_model(seed, 0.2, memory_layer=1 + seed % 2, memory_proj="layerwise")
+        model = random_model(seed, 0.2, memory_layer=1 + seed % 2, memory_proj="layerwise",
+                             n_layer=3)
         last = model.u_k[2] if seed < 2 else model.u_v[2]
         with torch.no_grad():
             model.gamma[:2] = 0
@@ -967,7 +959,7 @@ def test_ex8_each_thing_written_has_to_settle(which):
         model.blocks[0].w_o.weight.copy_(numbers(16, 16) * 0.01)
         for name, p in reached.items():
             p.mul_(name == which)
-    idx, cache, changes = tokens(model, 2, 24), model.init_cache(2), []
+    idx, cache, changes = tokens(model, 2, 20), model.init_cache(2), []
     model.extend(idx, cache)
     for n in range(8):                          # what each sweep changes
         old = written(cache)
@@ -975,9 +967,8 @@ def test_ex8_each_thing_written_has_to_settle(which):
             model.refine(cache, s, 3)
         changes.append(max(distance(a, b) for a, b in zip(old, written(cache))))
     seen = 0
-    for tol in (1.0, 0.1, 0.03, 1e-2, 1e-3, 1e-4):
-        cache = model.init_cache(2)
-        model.prefill(idx, cache, subsets=3, tol=tol)
+    for tol in (1.0, 0.1, 1e-2, 1e-4):
+        cache = prefilled(model, idx, subsets=3, tol=tol)
         n = cache.sweeps
         if n < 8:                               # not by the bound
             check(abs(cache.residual - changes[n - 1]) <= 1e-9,
@@ -991,43 +982,35 @@ def test_ex8_each_thing_written_has_to_settle(which):
 @exercise(8)
 def test_ex8_at_most_tol_is_enough():
     model, idx, S = prefill_case("two rows")
-
-    def prefilled(idx, cache=None, **options):
-        cache = cache or model.init_cache(2)
-        model.prefill(idx, cache, **options)
-        return cache
-
-    first = prefilled(idx, subsets=S, tol=1e-3)
-    again = prefilled(idx, subsets=S, tol=first.residual)
-    less = prefilled(idx, subsets=S, tol=first.residual * 0.999)
+    first = prefilled(model, idx, subsets=S, tol=1e-3)
+    again = prefilled(model, idx, subsets=S, tol=first.residual)
+    less = prefilled(model, idx, subsets=S, tol=first.residual * 0.999)
     of = f"largest change {first.residual:.6g} in sweep {first.sweeps}"
     check(again.sweeps == first.sweeps, f"{of}, tol the same: {again.sweeps} sweeps")
     check(less.sweeps > first.sweeps, f"{of}, tol a little less: {less.sweeps} sweeps")
-    cache = prefilled(idx, subsets=S, tol=1e9)
+    cache = prefilled(model, idx, subsets=S, tol=1e9)
     check(cache.sweeps == 1, f"{cache.sweeps} sweeps where any change is allowed: expected 1")
-    prefilled(idx[:, :1], cache, tol=1e9)       # on a cache that has seen more
+    prefilled(model, idx[:, :1], cache, tol=1e9)        # on a cache that has seen more
     check(cache.sweeps == 1 and cache.residual == 0,
           f"a prompt of one token: {cache.sweeps} sweeps, residual {cache.residual}, expected 1 "
           "and 0: do they still tell of the prompt before?")
-    cache = prefilled(idx[:, :4], subsets=2, tol=0)
+    cache = prefilled(model, idx[:, :4], subsets=2, tol=0)
     check(cache.sweeps == 2 and cache.residual == 0,
           f"4 tokens, S = 2, tol = 0: {cache.sweeps} sweeps, residual {cache.residual}, expected 2 "
           "and 0")
 
 @exercise(8)
 def test_ex8_each_row_counts():
-    """One row settles at once, the other late, whichever comes first; both are right."""
-    model = random_model(scale=0.08, block_size=64, n_layer=2)
-    idx, alone = tokens(model, 3, 32), []
-    for row in range(3):
-        cache = model.init_cache(1)
-        model.prefill(idx[row:row + 1], cache, subsets=2, tol=1e-5)
-        alone.append(cache.sweeps)
+    """Rows of which one settles sooner, one later: together when the last one does, whichever it
+    is."""
+    model = random_model(scale=0.2, block_size=64, n_layer=1)
+    idx = tokens(model, 3, 24)
+    idx[0] = 3                                  # tokens that are all alike settle soon
+    alone = [prefilled(model, row[None], subsets=2, tol=1e-3).sweeps for row in idx]
+    check(len(set(alone)) == 3, f"rows that should need 7, 9 and 10 sweeps took {alone}")
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
-        cache = model.init_cache(3)
-        model.prefill(idx[order], cache, subsets=2, tol=1e-5)
-        check(cache.sweeps == max(alone),
-              f"rows that need {alone} sweeps alone took {cache.sweeps} together")
+        together = prefilled(model, idx[order], subsets=2, tol=1e-3).sweeps
+        check(together == max(alone), f"rows that need {alone} sweeps alone took {together}")
 
 @exercise(8)
 @with_and_without_lrt
@@ -1038,8 +1021,7 @@ def test_ex8_starts_from_the_latent_it_is_given(has_lrt):
     idx, latent = tokens(model, 2, 9), numbers(2, 16) if has_lrt else None
     a, b = model.init_cache(2), model.init_cache(2)
     a.latent = b.latent = latent
-    for t in range(9):
-        logits = model.step(idx[:, t], a)
+    logits = steps(model, idx, a)[:, -1]
     close(model.prefill(idx, b, subsets=3, tol=0.0), logits, "logits", ROWS)
     for S in (0, -2, 1.5):
         refuses(lambda: model.prefill(idx, model.init_cache(2), subsets=S), f"subsets={S}")
@@ -1069,10 +1051,10 @@ def test_ex8_prefill_anyhow_is_stepping(weights):
     """At random cuts, lengths, batch sizes, subsets and tolerances: next-token distributions, here
     and after more steps. Random weights need not contract, so there only the bound on sweeps makes
     it exact."""
-    model = trained_model() if weights == "trained" else random_model(scale=1.0, block_size=24)
+    model = trained_model() if weights == "trained" else random_model(scale=1.0, n_layer=1)
     rng = np.random.RandomState(0)
-    for case in range(8):
-        B, T = int(rng.randint(1, 4)), int(rng.randint(2, 60))
+    for case in range(5):
+        B, T = int(rng.randint(1, 4)), int(rng.randint(2, 24))
         tol = 10 ** rng.uniform(-9, -2) if weights == "trained" else 0.0
         places = rng.choice(np.arange(1, T), size=min(T - 1, rng.randint(4)), replace=False)
         cuts = [0, *sorted(places.tolist()), T]
@@ -1088,44 +1070,35 @@ def test_ex8_prefill_anyhow_is_stepping(weights):
                   f"{cache.sweeps} sweeps over {b - a} tokens, S = {S}")
             check(0 <= cache.residual <= max(tol, 1e-12),
                   f"residual {cache.residual:.3g}, tol {tol:.3g}")
-        for t in range(T, T + 3):
-            close(decoded(model, idx[:, t], cache).log_softmax(-1), expected[:, t],
-                  "log-probabilities of a step after the prompt", atol=20 * tol + 1e-9)
+        close(steps(model, idx[:, T:], cache).log_softmax(-1), expected[:, T:],
+              "log-probabilities of steps after the prompt", THERE, atol=20 * tol + 1e-9)
 
 @exercise(8)
 def test_ex8_prompt_longer_than_a_piece():
-    """600 tokens: a piece of 512, and one of 88; both wider than the window of 13."""
-    model, sizes = random_model(scale=0.1, n_layer=1), []
-    idx, extend, cache = tokens(model, 1, 600), model.extend, model.init_cache(1)
-    expected = definition(model, idx)
+    """515 tokens: a piece of 512, and one of 2, whose end still depends on how it begins."""
+    model, sizes = random_model(scale=0.05, n_layer=1), []
+    idx, extend, cache = tokens(model, 1, 515), model.extend, model.init_cache(1)
+    expected = model.logits(solution(model, idx))
     model.extend = lambda idx, *rest: sizes.append(idx.size(1)) or extend(idx, *rest)
-    logits = model.prefill(idx[:, :599], cache, subsets=4, tol=1e-12)
-    close(logits, expected[:, 598], "logits", ROWS, atol=1e-9)
-    check(sizes == [512, 87], f"pieces of {sizes} tokens; expected 512 and 87")
-    close(decoded(model, idx[:, 599], cache), expected[:, 599], "logits of the next step", ROWS,
+    logits = model.prefill(idx[:, :514], cache, subsets=4, tol=1e-10)
+    close(logits, expected[:, 513], "logits", ROWS, atol=1e-9)
+    check(sizes == [512, 2], f"pieces of {sizes} tokens; expected 512 and 2")
+    close(model.step(idx[:, 514], cache), expected[:, 514], "logits of the next step", ROWS,
           atol=1e-9)
-    check(cache.kv[0].size(3) == 12 and cache.pos == 600, "the cache holds more than the window")
+    check(cache.kv[0].size(3) == 7 and cache.pos == 515, "the cache holds more than the window")
     wide = random_model(n_layer=1, n_head=1, n_embd=6, block_size=530, scale=0.05)
     other_extend, sizes[:] = wide.extend, []
     wide.extend = lambda idx, *rest: sizes.append(idx.size(1)) or other_extend(idx, *rest)
-    wide.prefill(idx, wide.init_cache(1), subsets=4, tol=1.0)
+    prefilled(wide, tokens(wide, 1, 600), subsets=4, tol=1.0)
     check(sizes == [530, 70],
           f"pieces of {sizes} tokens where block_size is 530; expected 530 and 70")
-
-@exercise(8)
-def test_ex8_a_plain_gpt_needs_no_sweep():
-    model = random_model(lrt=False)
-    idx, cache = tokens(model, 2, 30), model.init_cache(2)
-    close(model.prefill(idx, cache), definition(model, idx)[:, -1], "logits", ROWS)
-    check(cache.sweeps == 0 and cache.residual == 0 and cache.pos == 30,
-          f"{cache.sweeps} sweeps, residual {cache.residual}; expected 0 and 0")
 
 @exercise(8)
 def test_ex8_greedy_text_is_the_definition():
     """Longer than block_size: generation never stops."""
     model = random_model(scale=1.0)
     prompt = tokens(model, 2, 3)
-    text = torch.stack(list(model.generate(prompt, 20, temperature=0)), 1)
+    text = torch.stack(list(model.generate(prompt, 12, temperature=0)), 1)
     likeliest = definition(model, torch.cat([prompt, text], 1))[:, 2:-1].argmax(-1)
     check(same(text, likeliest), f"{text.tolist()}, expected {likeliest.tolist()}")
 
@@ -1133,18 +1106,16 @@ def test_ex8_greedy_text_is_the_definition():
 def test_ex8_a_prompt_keeps_gradients_of_later_steps():
     """prefill has none itself; what comes after it may have."""
     model = random_model()
-    idx, cache = tokens(model, 2, 8), model.init_cache(2)
-    model.prefill(idx[:, :7], cache, tol=0.0)
-    named = dict(model.named_parameters())
-    logits = model.step(idx[:, 7], cache)
-    check(gradients(weighed(logits), named)["gamma"] is not None, "no gradient after a prompt")
+    idx = tokens(model, 2, 8)
+    logits = model.step(idx[:, 7], prefilled(model, idx[:, :7], tol=0.0))
+    slope = gradients(weighed(logits), dict(model.named_parameters()))["gamma"]
+    check(slope is not None, "no gradient after a prompt")
 
 @exercise(8)
 def test_ex8_the_tolerance_knows_the_digits_of_its_dtype():
     """In bfloat16 rounding alone moves more than tol; that is no reason to go on to the end."""
     model = random_model(scale=0.05, block_size=128).bfloat16()
-    idx, cache = tokens(model, 1, 120), model.init_cache(1)
-    model.prefill(idx, cache, subsets=2, tol=1e-3)
+    cache = prefilled(model, tokens(model, 1, 120), subsets=2, tol=1e-3)
     check(cache.sweeps <= 20, f"{cache.sweeps} sweeps in bfloat16, where 10 are enough")
 
 @exercise(8)
@@ -1169,16 +1140,14 @@ def one_pass(model, idx, targets, m):
 def memory_of_passes(model, idx, S, K):
     """m (B, T, C), as K sweeps over S subsets have left it; without S as the token loop has it."""
     with torch.no_grad():
+        if S is not None:
+            S = min(S, idx.size(1))
+            return lrt.shift_right(swept(model, idx, S, K * S).m_next)
         cache, latents = model.init_cache(idx.size(0)), []
-        if S is None:
-            for t in range(idx.size(1)):
-                model.step(idx[:, t], cache)
-                latents.append(cache.latent)
-            return lrt.shift_right(torch.stack(latents, dim=1))
-        model.extend(idx, cache)
-        for n in range(K * min(S, idx.size(1))):
-            model.refine(cache, n % min(S, idx.size(1)), S)
-        return lrt.shift_right(cache.m_next)
+        for token in idx.T:
+            model.step(token, cache)
+            latents.append(cache.latent)
+        return lrt.shift_right(torch.stack(latents, dim=1))
 
 def jacobian(m_next, m):
     """The matrix of all numbers of m_next by all numbers of m, written out row by row."""
@@ -1193,20 +1162,19 @@ HOPS = [("shared", None, 1), ("first layer", None, 1), ("middle layer, layerwise
 def test_ex9_each_term_of_the_series(name, S, K):
     """λ = g + Jᵀ g + (Jᵀ)² g + ..., with J written out as a matrix. hops = 0: m is a constant;
     each hop more adds a term."""
-    model, T = random_model(**{**CONFIGS[name], "n_embd": 8, "n_head": 1, "n_layer": 2}), 4
-    if name == "one layer, one head":
-        model = random_model(**CONFIGS[name])
-    idx, targets, named = batch_for(model, 2, T)
+    small = dict(n_embd=4, n_head=1, n_layer=min(2, CONFIGS[name].get("n_layer", 2)))
+    model, T = random_model(**{**CONFIGS[name], **small}), 4
+    idx, targets, named = batch_for(model, 1, T)
     m = memory_of_passes(model, idx, S, K).requires_grad_()
     logits, loss, m_next = one_pass(model, idx, targets, m)
     J, g = jacobian(m_next, m), GRAD(loss, m, retain_graph=True)[0]
     right, terms = [gradients_kept(loss, named)], []
-    for hop in range(1, T + 1):
+    for hop in range(1, T):
         said = torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], dim=1)     # m_t was latent t - 1
         terms.append(gradients_kept((said * m_next).sum(), named))
         right.append({n: added(right[-1][n], terms[-1][n]) for n in named})
         g = (said.flatten() @ J).view_as(m)
-    for hops in range(T + 1):
+    for hops in range(T):
         mine_logits, mine = model.forward_hops(idx, targets, S, K, hops)
         of = f"hops = {hops}, S = {S}, K = {K} ({name})"
         close(mine_logits, logits, f"logits, {of}", THERE)
@@ -1252,7 +1220,7 @@ def test_ex9_an_exact_memory_and_all_hops_are_the_loop(name, B, T, S, K):
 def test_ex9_fewer_hops_are_not_the_loop():
     """Each of the first hops moves the gradient; or the tests above could not see it."""
     model = random_model()
-    idx, targets, named = batch_for(model, 2, 7)
+    idx, targets, named = batch_for(model, 2, 6)
     grads = [gradients(model.forward_hops(idx, targets, None, 1, hops)[1], named)["u_k.0.weight"]
              for hops in range(4)]
     for hops in range(3):
@@ -1263,12 +1231,11 @@ def test_ex9_fewer_hops_are_not_the_loop():
 @pytest.mark.parametrize("S, K", [(1, 0), (1, 2), (2, 1), (3, 2), (4, 1), (100, 1)])
 def test_ex9_one_position_more_is_exact(S, K):
     """The pass with gradients makes the first max(K + 1, S K) + 1 positions exact, and no more."""
-    model, T = random_model(), 11
+    model, T = random_model(n_layer=1), 8
     idx = tokens(model, 2, T)
     logits, loss = model.forward_hops(idx, None, S, K, 2)
     check(loss is None, "a loss without targets")
-    off = abs(array(logits) - array(definition(model, idx))).max((0, 2)) > 1e-8
-    prefix = off.tolist().index(True) if off.any() else T
+    prefix = exact_positions(logits, definition(model, idx))
     right = min(T, max(K + 1, min(S, T) * K) + 1)
     check(prefix == right, f"S = {S}, K = {K}: {prefix} exact positions, expected {right}")
 
@@ -1343,8 +1310,8 @@ def test_ex9_a_plain_gpt_has_no_hops():
 
 @exercise(9)
 def test_ex9_rows_and_devices():
-    model = random_model()
-    idx, targets = tokens(model, 3, 6), tokens(model, 3, 6, seed=2)
+    model = random_model(n_layer=1)
+    idx, targets, _ = batch_for(model, 3, 6)
     alone, among = (model.forward_hops(i, None, 2, 1, 2)[0] for i in (idx[1:2], idx))
     close(alone, among[1:2], "logits of row 1 alone", THERE)
     model = model.to("meta")
@@ -1405,7 +1372,7 @@ def test_rotary_is_computed_where_the_model_is():
 @exercise(0)
 @pytest.mark.parametrize("proj", ["shared", "layerwise"])
 def test_parameter_counts(proj):
-    C, L, H, V = 16, 3, 2, 11
+    C, L, H, V = 16, 2, 2, 11
     plain = 2 * V * C + L * (12 * C * C) + 2 * L
     extra = L + L * 2 * H * C + 2 * C * C * (L if proj == "layerwise" else 1)
     without, model = random_model(lrt=False), random_model(memory_proj=proj)
@@ -1442,7 +1409,7 @@ def test_initial_values():
 @exercise(0)
 @pytest.mark.parametrize("wrong", [
     dict(n_layer=0), dict(n_embd=10), dict(n_embd=16, n_head=3), dict(dropout=1.0),
-    dict(memory_layer=4), dict(memory_layer=0), dict(memory_layer=-4), dict(memory_layer=1.5),
+    dict(memory_layer=3), dict(memory_layer=0), dict(memory_layer=-3), dict(memory_layer=1.5),
     dict(memory_proj="both"), dict(vocab_size=2.5), dict(lrt=2)], ids=str)
 def test_impossible_configurations_are_named(wrong):
     name = next(iter(wrong))
@@ -1466,6 +1433,7 @@ def test_impossible_calls_are_refused():
         "temperature=-1": lambda: list(model.generate(idx, 2, temperature=-1)),
         "no temperature": lambda: list(model.generate(idx, 2, temperature=math.nan)),
         "no row in the loop": lambda: model.forward_sequential(idx[:0]),
+        "two targets of three": lambda: lrt.cross_entropy(numbers(2, 3, 11), idx[:, :2]),
     }.items():
         refuses(call, what)
 
@@ -1509,7 +1477,7 @@ def test_what_is_new_replaces_what_was_not_done():
     model.extend(tokens(model, 2, 3, seed=9), twice)
     model.extend(idx, twice)
     model.extend(idx, once)
-    for i in range(3):
+    for i in range(2):
         close(twice.kv[i], once.kv[i], f"keys and values of layer {i}", ("k or v", *HEADS))
     twice.advance()
     for call in (twice.advance, lambda: model.refine(twice, 0, 2)):
@@ -1606,66 +1574,65 @@ def test_consistent_dial_and_definition(equations, name):
     """S = T is the token loop, logits and gradients; after K sweeps max(K + 1, S K) positions are
     exact."""
     model = random_model(**CONFIGS[name])
-    idx, targets, named = batch_for(model, 2, 9)
+    idx, targets, named = batch_for(model, 2, 7)
     exact, loss = model(idx, targets)
-    logits, its_loss = model(idx, targets, subsets=9, loss_weights=(0, 1))
+    logits, its_loss = model(idx, targets, subsets=7, loss_weights=(0, 1))
     right = gradients(loss, named)
     close(logits, exact, "logits, S = T, against the token loop", THERE)
     close(its_loss, loss, "loss, S = T, against the token loop")
     close_gradients(gradients(its_loss, named), right, "S = T, against the token loop")
     its_loss = model(idx, targets, subsets=3, sweeps=3, hops=8)[1]
     close_gradients(gradients(its_loss, named), right, "hops, against the token loop")
-    for S in (1, 2, 3, 5):
-        for K in (0, 1, 2, 3):
-            n = max(K + 1, S * K)
-            with torch.no_grad():
-                close(model(idx, subsets=S, sweeps=K)[0][:, :n], exact[:, :n],
-                      f"the first {n} logits, S = {S}, K = {K}", THERE)
+    for S, K in ((1, 0), (1, 1), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2), (5, 1)):
+        n = max(K + 1, S * K)
+        with torch.no_grad():
+            close(model(idx, subsets=S, sweeps=K)[0][:, :n], exact[:, :n],
+                  f"the first {n} logits, S = {S}, K = {K}", THERE)
 
 @exercise(0)
 @two_configs
+@torch.no_grad()
 def test_consistent_prefill_and_steps(equations, name):
     """A prompt at once, in pieces and token by token, over several windows; and text after it."""
-    model = random_model(**CONFIGS[name], block_size=6)
-    idx = tokens(model, 2, 20)
+    model = random_model(**CONFIGS[name], block_size=4)
+    idx = tokens(model, 2, 12)
     expected = definition(model, idx)
-    for cuts, S in (([18], 1), ([18], 3), ([1, 17], 3), ([1, 17], 30), ([7, 4, 6, 1], 1),
-                    ([7, 4, 6, 1], 30)):
+    for cuts, S in (([10], 1), ([10], 3), ([1, 9], 3), ([1, 9], 30), ([5, 2, 3, 1], 1),
+                    ([5, 2, 3, 1], 30)):
         cache, end = model.init_cache(2), 0
         for cut in cuts:
             end += cut
             logits = model.prefill(idx[:, end - cut:end], cache, subsets=S, tol=0.0)
             close(logits, expected[:, end - 1], f"logits after pieces of {cuts}, S = {S}")
-        for t in range(end, 20):
-            close(decoded(model, idx[:, t], cache), expected[:, t],
-                  f"logits of step {t} after pieces of {cuts}, S = {S}")
+        close(steps(model, idx[:, end:], cache), expected[:, end:],
+              f"logits of steps after pieces of {cuts}, S = {S}", THERE)
 
 @exercise(0)
 @two_configs
 def test_consistent_causality_and_rows(equations, name):
     model = random_model(**CONFIGS[name])
-    idx = tokens(model, 3, 9)
+    idx = tokens(model, 3, 7)
     for dial in (dict(), dict(subsets=1, sweeps=2), dict(subsets=2), dict(subsets=4, sweeps=2),
                  dict(subsets=2, hops=1)):
         logits, other = model(idx, **dial)[0], idx.clone()
-        other[:, 5] = (other[:, 5] + 1) % 11
+        other[:, 4] = (other[:, 4] + 1) % 11
         off = abs(array(model(other, **dial)[0]) - array(logits)).max((0, 2))
-        check((off[:5] < 1e-12).all(), f"{dial}: a position before 5 sees token 5")
-        check((off[5:] > 1e-9).all(), f"{dial}: a position after 5 does not see token 5")
+        check((off[:4] < 1e-12).all(), f"{dial}: a position before 4 sees token 4")
+        check((off[4:] > 1e-9).all(), f"{dial}: a position after 4 does not see token 4")
         close(model(idx[1:2], **dial)[0], logits[1:2], f"row 1 alone, {dial}", THERE)
 
 @exercise(0)
 @two_configs
 def test_consistent_gradients(equations, name):
     model = random_model(**CONFIGS[name])
-    idx, targets = tokens(model, 2, 7), tokens(model, 2, 7, seed=2)
+    idx, targets, named = batch_for(model, 2, 5)
     for dial in (dict(), dict(subsets=1, sweeps=2), dict(subsets=2),
                  dict(subsets=3, sweeps=2, loss_weights=(0, 0, 1))):
-        slopes(lambda: model(idx, targets, **dial)[1], model.named_parameters(), f"loss, {dial}")
+        slopes(lambda: model(idx, targets, **dial)[1], named, f"loss, {dial}")
 
 @exercise(0)
 def test_consistent_plain(equations):
     model = random_model(lrt=False)
-    idx = tokens(model, 2, 9)
+    idx = tokens(model, 2, 8)
     close(model(idx)[0], model.forward_sequential(idx)[0],
           "logits of a plain GPT, one pass against one token after the other", THERE)

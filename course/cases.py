@@ -11,8 +11,8 @@ from support.proof import SLOW, TESTS
 def cases(number, quick=False):
     """[(name, call)]: each test of an exercise (0: of what is given) with each of its parameters,
     those that take long with the first alone; none of those with a fixture. Quick tests come first,
-    and of each test the first parameters, as that finds what is wrong soonest. quick: none that take
-    long, and two parameters of each."""
+    and of each test the first parameters, as that finds what is wrong soonest. quick: none that
+    take long, and two parameters of each."""
     found = []
     assert test_lrt                     # which has made TESTS what it is
     for test in TESTS.get(number, []):

@@ -1,7 +1,7 @@
 """Points for students' lrt.py files:  python course/grade.py FILE ...
 
-Of each file one function at a time is put into our lrt.py, and the tests of its exercise are run, in
-a process of its own. One that is missing or wrong costs its points and no others. A line, or a
+Of each file one function at a time is put into our lrt.py, and the tests of its exercise are run,
+in a process of its own. One that is missing or wrong costs its points and no others. A line, or a
 report, is printed as soon as a file is done; what is printed stays when you stop it (Ctrl-C).
 """
 import argparse
@@ -28,8 +28,8 @@ from support.script import Unusable, fail, say, script
 
 FORKS = sys.platform == "linux"         # a copy of this process, with torch in it, is there at once
 
-# Seconds are those of computing, where the system can count them: other programs do not matter then.
-# What waits and computes nothing is stopped after four times as many.
+# Seconds are those of computing, where the system can count them: other programs do not matter
+# then. What waits and computes nothing is stopped after four times as many.
 OUT_OF_TIME = getattr(signal, "SIGXCPU", None) or -1
 WAITS = 4 if hasattr(signal, "SIGXCPU") else 1
 
@@ -193,8 +193,8 @@ def report(path, marks):
     if points == 0 and len({mark.said for mark in marks}) == 1:
         return lines[0] + f"\n    {marks[0].said}\n"
     for mark in marks:
-        lines.append(f"    exercise {mark.number}  {mark.function:17} {mark.points:2} of {mark.of:2}   "
-                     f"{mark.said}")
+        of = f"{mark.points:2} of {mark.of:2}"
+        lines.append(f"    exercise {mark.number}  {mark.function:17} {of}   {mark.said}")
     return "\n".join(lines) + "\n"
 
 
@@ -250,10 +250,12 @@ def options(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message}; -h lists the options")
     parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--csv", action="store_true", help="a line for each file, for a spreadsheet")
+    parser.add_argument("--csv", action="store_true",
+                        help="a line for each file, for a spreadsheet")
     parser.add_argument("--json", action="store_true",
                         help="Gradescope's format; a list, if there are several files")
-    parser.add_argument("--feedback", metavar="DIR", help="a text for each student, into this folder")
+    parser.add_argument("--feedback", metavar="DIR",
+                        help="a text for each student, into this folder")
     parser.add_argument("--exercises", metavar="1-5",
                         help="these alone; the maximum is theirs (default: all of the table)")
     parser.add_argument("--jobs", type=int, metavar="N", default=os.cpu_count() or 1,

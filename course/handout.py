@@ -1,7 +1,7 @@
 """What a class gets, written into a new folder:  python course/handout.py DIR
 
-lrt.py without the bodies of the exercises in the table (course/exercises.py), the tests, the scripts,
-and a README made from course/STUDENT.md.
+lrt.py without the bodies of the exercises in the table (course/exercises.py), the tests, the
+scripts, and a README made from course/STUDENT.md.
 """
 import re
 import shutil
@@ -16,13 +16,14 @@ from course.source import definitions, lrt_text
 from support.files import read_text
 from support.script import Unusable, say, script
 
-UNCHANGED = ("test_lrt.py", "train.py", "sample.py", "prepare_data.py", "requirements.txt", "LICENSE")
+UNCHANGED = ("test_lrt.py", "train.py", "sample.py", "prepare_data.py", "requirements.txt",
+             "LICENSE")
 COUNTS = "no one two three four five six seven eight nine".split()
 
 
 def blanked(table):
-    """The text of lrt.py with the bodies of exercises taken out, and the lines taken out. Signatures
-    and docstrings stay, and what GIVEN_UP_TO says."""
+    """The text of lrt.py with the bodies of exercises taken out, and the lines taken out.
+    Signatures and docstrings stay, and what GIVEN_UP_TO says."""
     text = lrt_text()
     lines, found, removed = text.splitlines(), definitions(text), []
     for exercise in sorted(table.values(), key=lambda e: -found[e.function].lineno):

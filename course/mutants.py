@@ -36,8 +36,8 @@ class Wrong:
         for old, new in self.changes:
             before, after = "\n".join(old) + "\n", "\n".join([*new, ""])
             if ("\n" + text).count("\n" + before) != 1:
-                raise Unusable(f"{self.function}: {self.what}: the lines that begin with {old[0]!r} "
-                               "are not there once")
+                raise Unusable(f"{self.function}: {self.what}: the lines that begin with "
+                               f"{old[0]!r} are not there once")
             text = ("\n" + text).replace("\n" + before, "\n" + after)[1:]
         return text
 
@@ -50,13 +50,13 @@ def wrong_versions(text=None):
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
             continue
-        kind, rest = line[:1], line[2:]
+        kind, rest, here = line[:1], line[2:], f"wrong versions, line {number}"
         if kind == "":
             version = None
         elif version is None:
             function, colon, what = line.partition(": ")
             if not colon or kind in "+-":
-                raise Unusable(f"wrong versions, line {number}: a block begins FUNCTION: what is wrong")
+                raise Unusable(f"{here}: a block begins FUNCTION: what is wrong")
             version = Wrong(function, what, [])
             found.append(version)
         elif kind == "-":
@@ -66,7 +66,7 @@ def wrong_versions(text=None):
         elif kind == "+" and version.changes:
             version.changes[-1][1].append(rest)
         else:
-            raise Unusable(f"wrong versions, line {number}: expected '- ' or '+ ', or an empty line")
+            raise Unusable(f"{here}: expected '- ' or '+ ', or an empty line")
         last = kind
     return found
 
@@ -98,7 +98,8 @@ def main(argv):
         raise Unusable(f"there is no wrong version of {' '.join(argv)}")
     survived = 0
     for version in versions:
-        failed = failures(version.function, defined(version.text(), version.function.split(".")[-1]))
+        new = defined(version.text(), version.function.split(".")[-1])
+        failed = failures(version.function, new)
         if failed:
             say(f"rejected  {version.function}: {version.what}\n          {': '.join(failed[0])}")
         else:

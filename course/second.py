@@ -1,5 +1,7 @@
-"""A second implementation, one sequence and one position at a time, nothing shared:  python course/second.py
-writes the numbers that test_lrt.py compares with."""
+"""A second implementation, one sequence and one position at a time, nothing shared.
+
+python course/second.py writes the numbers that test_lrt.py compares with.
+"""
 import itertools
 import math
 import sys
@@ -28,8 +30,8 @@ def naive_rope(v, t):
 
 
 def naive_qkv(w, H, h, y, m_k, m_v):
-    """Query, key and value of head h: w(name) gives a matrix, m_k and m_v what the memory gives to this
-    head, or 0."""
+    """Query, key and value of head h: w(name) gives a matrix, m_k and m_v what the memory gives to
+    this head, or 0."""
     D = len(y) // H
     q, k, v = ((w(name) @ y)[h * D:h * D + D] for name in ("w_q", "w_k", "w_v"))
     if w("w_g") is None:
@@ -39,7 +41,8 @@ def naive_qkv(w, H, h, y, m_k, m_v):
 
 
 def naive_position(model, past, t, x0, m):
-    """Position t of one sequence: h and latent. past[i][head][t]: (key, value), to read and to write."""
+    """Position t of one sequence: h and latent. past[i][head][t]: (key, value), to read and to
+    write."""
     W, c = {name: p.detach().numpy() for name, p in model.named_parameters()}, model.config
     C, H, L = c.n_embd, c.n_head, c.n_layer
     D, source, x = C // H, c.memory_layer if c.memory_layer > 0 else L + 1 + c.memory_layer, x0
@@ -53,7 +56,8 @@ def naive_position(model, past, t, x0, m):
             q, k, v = naive_qkv(w, H, h, y, mk[part], mv[part])
             past[i][h][t] = naive_norm(naive_rope(k, t)), v
             seen = [past[i][h][p] for p in range(max(0, t - c.block_size + 1), t + 1)]
-            scores = np.array([naive_norm(naive_rope(q, t)) @ key / math.sqrt(D) for key, _ in seen])
+            query = naive_norm(naive_rope(q, t))
+            scores = np.array([query @ key / math.sqrt(D) for key, _ in seen])
             p = np.exp(scores - scores.max())
             result[part] = sum(p_t * value for p_t, (_, value) in zip(p / p.sum(), seen))
         x = x + w("w_o") @ result
@@ -97,11 +101,11 @@ def naive_logits(model, h):
 
 
 def known_exact(name, first):
-    """20 tokens, in rows; first: whether they begin with a latent that is not 0."""
+    """12 tokens, in rows; first: whether they begin with a latent that is not 0."""
     model = random_model(**PLAIN[name])
     start = numbers(2, model.config.n_embd).numpy()
     rows = []
-    for row, latent in zip(tokens(model, 2, 20).tolist(), start):
+    for row, latent in zip(tokens(model, 2, 12).tolist(), start):
         rows.append(naive_lrt(model, row, first=latent if first else None)[0])
     h = np.stack([row[0] for row in rows])
     return dict(h=h, logits=naive_logits(model, h), latents=np.stack([row[1] for row in rows]))
@@ -153,7 +157,7 @@ def known_layers(name, memory):
 
 @torch.no_grad()
 def known_prefill(case, tol):
-    """How many sweeps, and the change in the last, of the rule as GPT.prefill's docstring has it."""
+    """How many sweeps, and the change in the last, of the rule in GPT.prefill's docstring."""
     model, idx, S = prefill_case(case)
     cache, sweeps, residual = model.init_cache(idx.size(0)), 0, 0.0
     for piece in idx.split(512, dim=1):

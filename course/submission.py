@@ -98,7 +98,8 @@ def part_of(path, function):
         if part not in taken:
             taken[part] = found[part]
             refuse_what_no_exercise_needs(found[part])
-            wanted += [name for name in names_used(found[part]) if name in found and name not in ours]
+            used = names_used(found[part])
+            wanted += [name for name in used if name in found and name not in ours]
     return sorted(taken.items(), key=lambda item: item[1].lineno)
 
 
@@ -225,7 +226,8 @@ def imported_in(tree):
 def names_something_else(value, own):
     """Whether an expression may be something from outside itself: torch.Tensor, [torch.Tensor][0].
     What a call gives is the function's own, as far as can be seen here."""
-    if isinstance(value, (ast.Call, ast.Constant, ast.BinOp, ast.Compare, ast.Lambda, ast.JoinedStr)):
+    new = ast.Call, ast.Constant, ast.BinOp, ast.Compare, ast.Lambda, ast.JoinedStr
+    if isinstance(value, new):
         return False
     if isinstance(value, ast.Name):
         return value.id not in own
@@ -277,7 +279,8 @@ class Watch:
                 "what torch's operations are": _get_current_dispatch_mode_stack()}
 
     def change(self):
-        """What is not as it was, or None. Modules may get new names: torch loads parts when needed."""
+        """What is not as it was, or None. Modules may get new names: torch loads parts when they
+        are needed."""
         for owner, before in self.before.items():
             now = vars(owner)
             names = list(before)

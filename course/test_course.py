@@ -1,4 +1,4 @@
-"""Wrong versions are rejected, right ones pass, and the second implementation gives the known numbers."""
+"""Wrong versions are rejected, right ones pass, and the second implementation gives the numbers."""
 import ast
 import subprocess
 import sys

@@ -1,8 +1,11 @@
-"""The tests of one exercise on one file, in a process of its own:  python course/worker.py FILE N RESULT SECONDS
+"""The tests of one exercise on one file, in a process of its own.
+
+    python course/worker.py FILE N RESULT SECONDS
 
 Writes RESULT, in JSON: {"passed": how many tests have passed, "said": what the first one that fails
 says}. grade.py starts it, and reads that.
 """
+import gc
 import json
 import math
 import os
@@ -15,6 +18,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
+import test_lrt
 from course.cases import cases
 from course.exercises import NUMBERS
 from course.submission import Refused, Watch, take_over
@@ -27,6 +31,8 @@ def warm_up():
     once, and before Watch looks at what there is."""
     x = torch.empty(2, 3, device="meta", requires_grad=True)
     torch.cat([torch.zeros_like(x), x])[:, 1:].sum().backward()
+    test_lrt.all_known()
+    gc.freeze()                             # what there is now is not looked at again and again
 
 
 def work(path, number, result, limit):
@@ -39,7 +45,8 @@ def work(path, number, result, limit):
 
 
 def tried(path, number):
-    """{"passed": ..., "said": ...}, whatever the student's code does, short of ending the process."""
+    """{"passed": ..., "said": ...}, whatever the student's code does, short of ending the
+    process."""
     function = {n: name for name, n in NUMBERS.items()}[number]
     passed, said = 0, ""
     try:

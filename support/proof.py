@@ -116,7 +116,8 @@ def close_gradients(mine, expected, what):
 
 def slopes(f, named, what):
     """The gradients of f() -> () against finite differences, all together along a random direction.
-    If they differ, one by one, so that the first wrong one has a name. named: tensors that f uses."""
+    If they differ, one by one, so that the first wrong one has a name. named: tensors that f uses.
+    """
     named = dict(named)
     before, rng = {n: p.detach().clone() for n, p in named.items()}, np.random.RandomState(3)
     ways = {n: torch.from_numpy(np.asarray(rng.randn(*p.shape))) for n, p in named.items()}

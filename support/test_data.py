@@ -230,8 +230,8 @@ def test_data_are_prepared_once_and_read_whole(here, monkeypatch, capsys):
 
 SCRIPTS = ["हिन्दी", "ภาษาไทย", "العَرَبِيَّة", "עִבְרִית",
            "தமிழ்", "\u1112\u1161\u11ab\u1100\u1173\u11af", "한국어",
-           "👩\u200d🚀", "e\u0301te\u0301", "٣٤٥", "a\u200bb", "a\ufeffb", "a\u180eb", "a\u0378b", "a\ue000b",
-           "ὀδύσσεια", "日本語", "Việt", "naïve", "a\u0308\u0323"]
+           "👩\u200d🚀", "e\u0301te\u0301", "٣٤٥", "a\u200bb", "a\ufeffb", "a\u180eb",
+           "a\u0378b", "a\ue000b", "ὀδύσσεια", "日本語", "Việt", "naïve", "a\u0308\u0323"]
 
 
 @pytest.mark.parametrize("word", SCRIPTS)
