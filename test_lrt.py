@@ -709,6 +709,8 @@ def test_ex7_loss_is_one_mean_for_each_sweep(S, K, ignored):
     S_ = min(S, T)
     default = (means[0] + S_ * sum(means[1:])) / (1 + S_ * K)
     close(model(idx, targets, subsets=S, sweeps=K)[1], default, f"loss, {of}")
+    if K == 1:
+        close(model(idx, targets, subsets=S)[1], default, f"loss, {of}, without sweeps=1")
     for weights in ([0.3, 0.0, 1.5][:K + 1], (0.0,) * K + (1.0,)):
         mine = model(idx, targets, subsets=S, sweeps=K, loss_weights=weights)[1]
         expected = sum(w * mean for w, mean in zip(weights, means))
@@ -813,10 +815,12 @@ def test_ex7_flops_depend_on_sweeps_alone():
         return counter.get_total_flops()
 
     one = count(1, 0)
+    sweep = count(1, 1) - one
+    check(one <= sweep < 1.2 * one, f"a sweep costs {sweep / one:.2f} passes")
     for S, K in ((1, 2), (2, 1), (3, 1), (4, 1)):
-        cost = count(S, K) / one
-        check(abs(cost / (1 + K) - 1) < 0.15,
-              f"S = {S}, K = {K}: {cost:.2f} passes, expected {1 + K}")
+        cost = count(S, K) - one
+        check(abs(cost / (K * sweep) - 1) < 0.02,
+              f"S = {S}, K = {K}: {cost / sweep:.2f} sweeps, expected {K}")
 
 @exercise(7)
 @with_and_without_lrt
@@ -1110,6 +1114,14 @@ def test_ex8_a_prompt_keeps_gradients_of_later_steps():
     logits = model.step(idx[:, 7], prefilled(model, idx[:, :7], tol=0.0))
     slope = gradients(weighed(logits), dict(model.named_parameters()))["gamma"]
     check(slope is not None, "no gradient after a prompt")
+
+@exercise(8)
+def test_ex8_two_subsets_and_a_thousandth_if_nothing_is_said():
+    model = random_model()
+    idx = tokens(model, 2, 30)
+    mine, right = prefilled(model, idx), prefilled(model, idx, subsets=2, tol=1e-3)
+    check((mine.sweeps, mine.residual) == (right.sweeps, right.residual) and 1 < mine.sweeps < 15,
+          f"{mine.sweeps} sweeps, residual {mine.residual}, expected {right.sweeps}")
 
 @exercise(8)
 def test_ex8_the_tolerance_knows_the_digits_of_its_dtype():
