@@ -1,0 +1,29 @@
+"""The programs of assets/ that measure: what they print is what they have measured."""
+import pytest
+
+from assets import speed, sweeps
+from support.testing import run
+
+
+def test_speed_has_a_row_for_each_place_of_the_dial(capsys):
+    tiny = ("--block_size=4", "--every=1", "--batch_size=1", "--n_layer=1", "--n_head=2", "--n_embd=8")
+    assert run(speed, *tiny, "--runs=1", "--memory=0") == 0
+    said = capsys.readouterr().out
+    for row in ("plain GPT", "S = 2, K = 1", "token by token", "LRT", "prefill, S = 4"):
+        assert row in said
+    dial = next(line for line in said.splitlines() if line.startswith("S = 4, K = 1 "))
+    assert dial.split()[-1] == "4"                          # S = T: all positions are exact
+
+
+@pytest.mark.parametrize("differences, K", [
+    ([0.1, 0.001, -0.003, 0.0], "4"), ([0.001, -0.002], "1"), ([0.0, 0.01], "> 2")])
+def test_enough_sweeps_are_enough_from_there_on(differences, K):
+    assert sweeps.enough(differences, 0.002) == K
+
+
+def test_sweeps_of_a_run(trained, capsys):
+    """After T sweeps all is exact."""
+    assert run(sweeps, "run", "--subsets=1", "--most=16", "--tokens=64") == 0
+    numbers = capsys.readouterr().out.splitlines()[-1].split()
+    assert numbers[0] == "16" and numbers[3 + 15] in ("+0.0000", "-0.0000")
+    assert float(numbers[2]) > 0
