@@ -228,6 +228,8 @@ def draw_compute():
         draw_token(axes[2], model, beside)
     axes[0].set(xscale="log", xlabel="FLOPs of training",
                 ylabel="exact validation loss, nats per character")
+    axes[0].set_xticks([2e12, 5e12, 1e13, 2e13], ["2e12", "5e12", "1e13", "2e13"])
+    axes[0].minorticks_off()
     axes[1].set(xscale="log", xlabel="minutes of training, two slow cores (AVX2)")
     axes[1].set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
     axes[1].minorticks_off()
