@@ -122,14 +122,15 @@ CLOCK = Experiment("Longer and shorter runs", """
 Plain GPT is ahead of S = 2 at 2e12 and 5e12 FLOPs and level with it from 1e13 on; S = 16 is ahead
 of plain GPT from 1e13 on (0.018, 0.030). By the clock: twice the depth is level with plain GPT at
 5 minutes, and at 11 ahead of it by 0.015. Hops are behind at 3 minutes (1.6022; plain GPT, same
-seed, 1.5730) and ahead of plain GPT by 0.006 at 8. Rows with (1) are one seed, and seeds deviate by
-up to 0.025: compare the same seed.""", {
+seed, 1.5730) and ahead of plain GPT by 0.006 at 8; at 16 they have 1.4925, where the same seed has
+1.5142 (plain GPT) and 1.4977 (four layers) at 11 minutes, and was not run longer. Rows with (1) are
+one seed, and seeds deviate by up to 0.025: compare the same seed.""", {
     f"{STYLE[model][0]}, {n + 1}": flags
     for model, several in CURVES.items() for n, flags in enumerate(several)
 })
 DEFAULT = Experiment("As long as 1,500 steps with S = 2", """
 Steps are by ms, within 5 % but for S = 4 (14 % longer, 0.0115 ahead). S = 2 and one hop are level;
-two hops are 0.016 behind (seed 1; seed 1337, in a run whose row is lost, had 1.5551, and with K = 3,
+two hops are 0.016 behind (seed 1; in a run without a row here, seed 1337 had 1.5551, and with K = 3,
 940 steps, 1.5607), so that the paper's S = 2, K = 1 is the default. S = 8 with K = 2 and K = 3 with
 one hop were not run. Hops take fewer steps in that time, which costs at this length what they are
 worth; with 1,750 steps they are ahead (table main).""", {
@@ -184,7 +185,7 @@ how far the loss after K sweeps of S = 4 subsets is from the exact one, on 16,38
 
 Late in training a sweep leaves a little more: after two of them 0.007, later 0.011 to 0.014. After
 three the loss is within 0.002 in all of them. Hops add one pass with a graph to the K sweeps, and
-so with K = 2 they train on the third: their gap is at most 0.0011 (tables main, clock). A rule for
+so with K = 2 they train on the third: their gap is at most 0.0016 (tables main, clock). A rule for
 hops: if exact - training graph ends above 0.002 (train.py warns from 0.05 on), take a sweep more.
 Other lengths than T = 128 were not trained.
 """
