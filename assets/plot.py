@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.files import read_text
-from support.options import option, parse
+from support.options import option, parse_with_folders
 from support.script import Unusable, say, script
 
 AXES = {"iter": "steps", "flops": "FLOPs of training", "seconds": "seconds, with evaluations",
@@ -42,10 +42,7 @@ def pyplot():
 
 @script
 def main(argv):
-    if argv is None:
-        argv = sys.argv[1:]
-    folders = [word for word in argv if not word.startswith("-")] or ["out"]
-    s, given = parse(Settings, __doc__, [word for word in argv if word.startswith("-")])
+    folders, s, given = parse_with_folders(Settings, __doc__, argv)
     if s.steps:
         if "x" in given:
             raise Unusable("--x has no meaning with --steps=1")

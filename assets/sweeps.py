@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lrt import cross_entropy
 from prepare_data import load
 from support.checkpoint import load_checkpoint
-from support.options import option, parse
+from support.options import option, parse_with_folders
 from support.script import Unusable, say, script
 
 
@@ -58,10 +58,7 @@ def enough(differences, within):
 
 @script
 def main(argv):
-    if argv is None:
-        argv = sys.argv[1:]
-    folders = [word for word in argv if not word.startswith("-")] or ["out"]
-    s, _ = parse(Settings, __doc__, [word for word in argv if word.startswith("-")])
+    folders, s, _ = parse_with_folders(Settings, __doc__, argv)
     heads = "".join(f"{f'K = {K}':>9}" for K in range(1, s.most + 1))
     say(f"S = {s.subsets}\n{'T':>6}{'steps':>8}{'exact':>9}{heads}{'enough':>8}  run")
     for folder in folders:

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from dataclasses import field, fields
 
 from support.script import Unusable
@@ -100,6 +101,15 @@ def parse(settings_class, doc, argv, **presets):
     what is not typed, other than the defaults. Raises Unusable: a line that says what to do."""
     given = typed(settings_class, doc, argv)
     return settings_class(**{**presets, **given}), tuple(given)
+
+
+def parse_with_folders(settings_class, doc, argv):
+    """(folders, options, names of those typed): words that are no options are folders of runs; none
+    means out. argv: None for that of this process. Raises Unusable."""
+    words = sys.argv[1:] if argv is None else argv
+    folders = [word for word in words if not word.startswith("-")] or ["out"]
+    flags = [word for word in words if word.startswith("-")]
+    return folders, *parse(settings_class, doc, flags)
 
 
 def typed(settings_class, doc, argv):

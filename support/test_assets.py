@@ -6,8 +6,8 @@ from support.testing import run
 
 
 def test_speed_has_a_row_for_each_place_of_the_dial(capsys):
-    tiny = ("--block_size=4", "--every=1", "--batch_size=1", "--n_layer=1", "--n_head=2", "--n_embd=8")
-    assert run(speed, *tiny, "--runs=1", "--memory=0") == 0
+    tiny = ("--block_size=4", "--batch_size=1", "--n_layer=1", "--n_head=2", "--n_embd=8")
+    assert run(speed, *tiny, "--every=1", "--runs=1", "--memory=0") == 0
     said = capsys.readouterr().out
     for row in ("plain GPT", "S = 2, K = 1", "token by token", "LRT", "prefill, S = 4"):
         assert row in said

@@ -307,7 +307,7 @@ def all_is_read(*args):
 
 
 def read(path):
-    """The exit status of its reader, which does little else: of data, it ends when they are read."""
+    """The exit status of its reader, which does little else: a run ends when its data are read."""
     module, args = reader_of(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "report", lambda run, stop: None)
