@@ -813,7 +813,8 @@ def main(argv):
         s.max_iters = 0             # as many as that allows: see Plan
     try:
         if not s.eval_only:
-            whole_run(s, given, processes)
+            with joined(processes):
+                whole_run(s, given, processes)
         elif processes.first:
             evaluate_only(s, given)
     except NotImplementedError as e:
@@ -823,7 +824,6 @@ def main(argv):
 def whole_run(s, given, processes):
     """A run, from its start or where it was, to its report. However it ends, all is given back."""
     with ExitStack() as taken:
-        taken.enter_context(joined(processes))
         s, given = with_auto_resumed(s, given, processes)
         if s.resume:
             run = resumed_run(s, given, taken, processes)

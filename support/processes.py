@@ -8,6 +8,7 @@ from threading import Timer
 
 import torch
 import torch.distributed
+import torch.distributed.nn.functional  # see joined()
 from torch.nn.parallel import DistributedDataParallel
 
 from support.script import Unusable, warn
@@ -96,7 +97,14 @@ def device_name(me, name):
 @contextmanager
 def joined(me):
     """The group of all processes, while the block lasts. Numbers go over gloo, gradients on GPUs
-    over NCCL. Raises Unusable if the others do not come, or if one goes away meanwhile."""
+    over NCCL. Raises Unusable if the others do not come, or if one goes away meanwhile.
+
+    What share() gave has to be gone when the block ends, so have a function make it. The reason is
+    how the group's threads end, which is when nothing refers to the group any more. Are they never
+    ended, one of them may abort the process in its last moment. Are they ended by a model that is
+    the last to refer to it, both may wait for Python's lock for ever. Functions in
+    torch.distributed.nn refer to the group that is there when they are imported, as
+    DistributedDataParallel does: they are imported above, when there is none."""
     if me.count == 1:
         yield
         return

@@ -130,17 +130,25 @@ def test_two_processes_are_one_with_twice_the_batch(mine):
 
 
 UNLIKE = """
-import os, torch, train
+import gc, os, torch, train, weakref
+from torch.nn.parallel import DistributedDataParallel
 
 def model(config, GPT=train.GPT):           # the second machine has weights of its own
+    groups.append(weakref.ref(torch.distributed.group.WORLD))
     model = GPT(config)
     with torch.no_grad():
         model.embed.weight += int(os.environ["RANK"])
     models.append(model)
     return model
 
-models, train.GPT = [], model
+def destroy(destroy=torch.distributed.destroy_process_group):
+    print("shared models left:", sum(type(x) is DistributedDataParallel for x in gc.get_objects()))
+    destroy()
+
+groups, models, train.GPT = [], [], model
+torch.distributed.destroy_process_group = destroy
 train.main()
+print("the group is", "left" if groups[0]() else "gone")
 print("ends with", sum(p.double().sum().item() for p in models[0].parameters()))
 """
 
@@ -153,6 +161,8 @@ def test_all_begin_with_the_first_ones_weights_and_stay_together(mine, flags):
     assert [process.returncode for process in started] == [0, 0], outs
     ends = [out.splitlines()[-1] for out, err in outs]
     assert ends[0].startswith("ends with") and ends[0] == ends[1]
+    for out, err in outs:                       # as joined() says, or now and then one hangs
+        assert "shared models left: 0" in out and "the group is gone" in out
 
 
 STOPPED = """
