@@ -14,7 +14,7 @@ from course.cases import cases
 from course.exercises import NUMBERS
 from course.source import defined, owner_of, text_of
 from support.script import Unusable, say, script
-from test_lrt import KNOWN, known
+from support.tiny import KNOWN, known
 
 WRONG_VERSIONS = Path(__file__).resolve().parent / "wrong_versions.txt"
 

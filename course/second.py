@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from test_lrt import (CONFIGS, KNOWN, PLAIN, layers_case, numbers, prefill_case, qkv_case,
-                      random_model, tokens)
+from support.tiny import (CONFIGS, KNOWN, PLAIN, layers_case, numbers, prefill_case, qkv_case,
+                          random_model, tokens)
 
 
 def naive_norm(v):

@@ -4,7 +4,7 @@ Of the file one function is taken, with what it uses of other functions, methods
 imports at the top of that file that are not in lrt.py. Nothing else of it is run. Three things keep
 accidents and jokes from the grades; they are no wall against somebody who means harm:
   - names that no exercise needs, and assignments to what is not the function's own, are refused;
-  - the tests compare with methods that were saved before (see test_lrt.py);
+  - the tests compare with methods that were saved before (see support/proof.py);
   - when the tests are done, Watch looks at what the code has done to torch, lrt and the tests.
 """
 import ast
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import lrt
 import test_lrt
-from support import proof
+from support import proof, tiny
 from course.source import definitions, lrt_text, owner_of
 
 MOST_BYTES = 10 ** 6
@@ -263,7 +263,7 @@ def take_over(path, function):
 class Watch:
     """What is torch's, lrt's and the tests' before a student's code runs, to be looked at after."""
     MODULES = (builtins, math, functools, itertools, np, pytest, torch, torch.autograd, torch.nn,
-               torch.nn.functional, torch.nn.init, lrt, test_lrt, proof)
+               torch.nn.functional, torch.nn.init, lrt, test_lrt, proof, tiny)
     CLASSES = (torch.Tensor, torch.nn.Module, torch.nn.Linear, torch.nn.Embedding, torch.nn.Dropout,
                torch.nn.Parameter, lrt.GPT, lrt.Block, lrt.Cache, lrt.GPTConfig)
 

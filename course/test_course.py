@@ -13,7 +13,7 @@ from course.mutants import failures, wrong_versions
 from course.second import SECOND
 from course.source import defined, definitions, lrt_text
 from support.script import Unusable
-from test_lrt import KNOWN, known
+from support.tiny import KNOWN, known
 
 HERE = Path(__file__).resolve().parent.parent
 RIGHT = (HERE / "course" / "right.py").read_text(encoding="utf-8")

@@ -96,9 +96,9 @@ ROWS, THERE = ("row", "number"), ("row", "position", "number")
 HEADS = ("row", "head", "position", "number")
 
 
-def gradients(value, named):
-    """{name: gradient of value, or None}, for named tensors."""
-    grads = GRAD(value, list(named.values()), allow_unused=True)
+def gradients(value, named, keep=False):
+    """{name: gradient of value, or None}, for named tensors. keep: the graph, for another time."""
+    grads = GRAD(value, list(named.values()), retain_graph=keep, allow_unused=True)
     return dict(zip(named, grads))
 
 
