@@ -2,17 +2,17 @@
 
 A GPT computes a rich hidden state for every token, reads one guess off it and drops it. LRT keeps
 it. What a position hands on is its *latent*; what it gets is its *memory* m: the latent of the one
-before, 0 at the first. It is added to the stream in every layer, and projected into keys and
+before, 0 at the first. m is added to the stream in every layer, and projected into keys and
 values; all else is a plain GPT. Decoding, and exact training, go from token to token. In parallel,
 pass 0 computes all positions at once, with m = 0; then, in each of K sweeps, S subsets of them (t,
-from 0, is in subset t mod S) are computed again in turn, with the newest latents, keys and values.
-S and K are the *dial*; S = T, K = 1 is exact. Gradients: through all, or one last pass (hops).
+from 0, is in subset t mod S) are computed again in turn, with the latest latents, keys and values.
+S and K are the *dial*; S = T, K = 1 is exact. Gradients: through all passes, or the last (hops).
 
     code               symbol         shape         meaning (B rows of T tokens)
     x0, x              x_0, x         (B, T, C)     normed embeddings; residual stream, C = n_embd
     h                  h_t            (B, T, C)     normed end of the stream, for the logits
-    m, m_next          m_t, m_{t+1}   (B, T, C)     memory got; latent handed on: normed x after
-    cache.latent       m_{t+1}        (B, C)          memory_layer; that of the last token done
+    m, m_next          m_t, m_{t+1}   (B, T, C)     memory got; latent: norm(x after memory_layer)
+    cache.latent       m_{t+1}        (B, C)        m_next of the last token that is done
     q, k, v; m_k, m_v  .., U_k m, ..  (B, H, T, D)  H heads, D = C / H; what m gives to k and v
     alpha, beta, gamma α_i, β_i, γ_i  (L,)          of x, x0, m at the entry of layer i = 1..L
 """
@@ -54,7 +54,7 @@ class GPTConfig:
         need(self.memory_proj in ("shared", "layerwise"), "memory_proj: 'shared' or 'layerwise'")
 
 def norm(x):
-    """RMSNorm without parameters, x / sqrt(mean(x²)): F.rms_norm, faster on a CPU. 0 stays 0."""
+    """RMSNorm without parameters or eps, x / sqrt(mean(x²)). Faster on a CPU than F.rms_norm."""
     least = torch.finfo(x.dtype).tiny ** 0.5                # so that 1 / least is finite, too
     return x * (x.size(-1) ** 0.5 / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + least))
 
@@ -83,7 +83,7 @@ class Cache:
     """All that later tokens need of earlier ones, and the *newest* T while they are computed: begin
     says which; put, as often as you like, takes their keys and values; advance: they are done. pos:
     how many are done; latent: of the last (plain: None); kv: for each layer, (2, B, H, n, D), of up
-    to W - 1 done, then newest; x0, rope, h, m_next: of the newest. at: a slice, some of those."""
+    to W - 1 done, then newest; x0, rope, h, m_next: of the newest. at: a slice of these."""
     def __init__(self, config, batch_size, like):
         self.W, self.B, self.D = config.block_size, batch_size, config.n_embd // config.n_head
         self.latent = like.new_zeros(batch_size, config.n_embd) if config.lrt else None
@@ -92,7 +92,7 @@ class Cache:
     def begin(self, x0):            # (B, T, C) of those that are the newest from now on
         self.x0, self.rope = x0, rotary(self.pos, x0.size(1), self.D, like=x0)
         self.kept = min(self.pos, self.W - 1)               # so many of the done are in kv
-    def put(self, i, k, v, at):     # (B, H, T', D) of those at `at`, into layer i; returns all kv
+    def put(self, i, k, v, at):     # (B, H, T', D) at `at` (step 1: all newest) -> kv of layer i
         old, new = self.kv[i], torch.stack([k, v])
         if at.step > 1:
             new = old.slice_scatter(new, dim=3, start=self.kept + at.start, step=at.step)
@@ -144,7 +144,7 @@ class Block(nn.Module):
         return q, k, v
 
     def forward(self, x, i, cache, at, mask, m_k=0, m_v=0):
-        """As layer i, 0 .. L-1: x (B, T, C) of the cache's newest at `at` -> (B, T, C)."""
+        """As layer i + 1 of L: x (B, T', C) of the cache's newest at `at` -> (B, T', C)."""
         q, k, v = self.qkv(norm(x), m_k, m_v)
         q, k = norm(rotate(torch.stack([q, k]), *cache.rope[:, at]))    # both at once: faster
         k, v = cache.put(i, k, v, at)                       # from here on, of all positions
@@ -175,12 +175,12 @@ class GPT(nn.Module):
             elif ".w_" in name or name.startswith("u_"):
                 nn.init.uniform_(p, -(3 / C) ** 0.5, (3 / C) ** 0.5)        # variance 1/C
 
-    def logits(self, h):            # 15 tanh(W_head h / 15): (..., C) -> (..., V), in float32, 64
+    def logits(self, h):            # 15 tanh(W_head h / 15): (..., C) -> (..., V), in float32 or 64
         return 15 * torch.tanh(self.head(h).to(torch.promote_types(h.dtype, torch.float32)) / 15)
 
     def layers(self, x0, m, cache, at):
         """The equations, of the newest at `at`: x0, memory m or None: 0 -> h, m_next; (B, T', C)"""
-        outputs, mask, m_k, m_v = [x0], cache.mask(at), 0, 0            # outputs[i]: of layer i
+        outputs, mask, m_k, m_v = [x0], cache.mask(at), 0, 0            # outputs[n]: of layer n
         for i, block in enumerate(self.blocks):
             x = self.alpha[i] * outputs[i] + self.beta[i] * x0
             if m is not None:                                                               # LRT
@@ -216,8 +216,8 @@ class GPT(nn.Module):
 
     # ---- In parallel: pass 0, then sweeps over subsets
     def refine(self, cache, s, S):
-        """A subset pass: compute every S-th of the newest, from s on, once more; memory: the newest
-        latents, of the first cache.latent. What comes out takes the place of the old, in copies."""
+        """A subset pass: compute every S-th of the newest, from s on, once more. Memory: latents as
+        they are by now, cache.latent before the first. What is written are new tensors."""
         at = slice(s, None, S)
         m = shift_right(cache.m_next, cache.latent)[:, at]
         h, m_next = self.layers(cache.x0[:, at], m, cache, at)
@@ -230,8 +230,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, subsets=None, sweeps=1, loss_weights=None, hops=None):
         """idx, targets (B, T), -1: none -> logits (B, T, V), mean loss in nats or None. WITHOUT
         subsets it is exact, and slow: the loop. With S subsets (S > T: T), logits are those after K
-        sweeps, of which max(K + 1, S K) positions are exact, and the loss is the mean over all
-        passes, or K + 1 loss_weights times those of pass 0 and each sweep. Plain GPT: pass 0."""
+        sweeps, exact in the first max(K + 1, S K) positions; the loss is a mean: pass 0's counts
+        once, each sweep's S times; or their sum by K + 1 loss_weights. Plain GPT: pass 0 alone."""
         T, W, S, K, weights = idx.size(1), self.config.block_size, subsets, sweeps, loss_weights
         need(1 <= T <= W, f"{T} positions: must be 1 to block_size = {W}")
         need_whole(1, subsets=1 if S is None else S)
@@ -258,11 +258,11 @@ class GPT(nn.Module):
         return logits[-1], sum(w * cross_entropy(z, targets) for w, z in zip(weights, logits) if w)
 
     def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
-        """As forward, with the gradient of a solution, not of the way to it (as deep equilibrium
-        models, arXiv:1909.01377). Passes, or the loop, find the latents z = m_next(shift_right(z)).
-        One pass with z has logits, loss, graph; but there z is a constant. As it stands for m_next,
-        g = ∂loss/∂z is m_next's gradient; and, a hop, Jᵀ g that of the z before, J = ∂m_next/∂z:
-            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, T - 1: all. Exact: 1 position more."""
+        """As forward, but of one last pass: its logits (one position more is exact), its loss, and
+        the gradient of a fixed point (as deep equilibrium models, arXiv:1909.01377). Passes without
+        a graph, or the loop, find z = m_next(shift_right(z)), a constant in the last pass. To train
+        what z comes from, that pass's m_next gets a gradient; g = ∂loss/∂z, J = ∂m_next/∂z:
+            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, each a hop further back; T - 1: all."""
         cache, z = self.init_cache(idx.size(0)), []
         with torch.no_grad():
             if subsets is None:
@@ -292,8 +292,8 @@ class GPT(nn.Module):
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep writes nothing
-        that differs by more than tol, or rounding; all is exact after ⌈T/S⌉. cache.sweeps: most of
-        a piece (plain: 0); cache.residual: most change in the last one, 0 in number ⌈T/S⌉."""
+        that differs by more than tol, or rounding; n tokens are exact after ⌈n/S⌉. cache.sweeps: of
+        the slowest piece (plain: 0); residual: most change in its last, 0 if that was ⌈n/S⌉."""
         need_whole(1, subsets=subsets, T=idx.size(1))
         tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
         cache.sweeps, cache.residual = 0, 0.0
@@ -314,7 +314,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1, top_k=None, generator=None, cache=None):
         """Sample after the prompt idx (B, T): yields tokens (B,), max_new_tokens times; temperature
-        0 (< 1e-6): the likeliest. A cache holds what came before, in the end all but the last."""
+        0 (< 1e-6): the likeliest. A cache holds what came before; in the end, all but the last."""
         need_whole(1, top_k=1 if top_k is None else top_k)
         need(temperature >= 0, f"temperature={temperature}: must be 0 or more")
         cache = cache or self.init_cache(idx.size(0))
