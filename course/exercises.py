@@ -102,7 +102,17 @@ EXERCISES = [
 # Their titles
 STAGES = {1: "exact", 2: "the dial", 3: "inference", 4: "for those who want more"}
 
-QUESTIONS, QUESTION_POINTS = 4, 5       # written questions, and points for each
+
+@dataclass(frozen=True)
+class Question:
+    """A written question; its text is a part of STUDENT.md."""
+    number: int
+    points: int
+    about: tuple = ()   # exercises: asked if one of them is in the table; (): in any case
+
+
+QUESTIONS = [Question(1, 5, about=(6, 7)), Question(2, 5, about=(6,)), Question(3, 5, about=(7,)),
+             Question(4, 5)]
 
 
 def checked(exercises):
@@ -146,6 +156,11 @@ def chosen(text, table):
     return {n: exercise for n, exercise in table.items() if n in wanted}
 
 
+def asked(table):
+    """The written questions that go with a table, {number: Question}."""
+    return {q.number: q for q in QUESTIONS if not q.about or any(n in table for n in q.about)}
+
+
 def points_of(table):
     return sum(exercise.points for exercise in table.values())
 
@@ -180,7 +195,7 @@ def main(argv):
             say(f"    {n}  {e.function:17} {e.points:3} points {e.minutes:4} min   {e.teaches}")
     minutes = sum(exercise.minutes for exercise in table.values())
     say(f"{len(table)} exercises, {points_of(table)} points, about {minutes / 60:.1f} hours; "
-        f"{QUESTIONS} questions, {QUESTIONS * QUESTION_POINTS} points")
+        f"{len(asked(table))} questions, {points_of(asked(table))} points")
 
 
 if __name__ == "__main__":

@@ -186,11 +186,16 @@ def name_shown(path):
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "?", str(path))
 
 
+def alike(marks):
+    """Whether there is one reason for everything: a file that cannot be read."""
+    return not any(mark.points for mark in marks) and len({mark.said for mark in marks}) == 1
+
+
 def report(path, marks):
     """A text for people."""
     points, most = sum(mark.points for mark in marks), sum(mark.of for mark in marks)
     lines = [f"{name_shown(path)}: {points} of {most} points"]
-    if points == 0 and len({mark.said for mark in marks}) == 1:
+    if alike(marks):
         return lines[0] + f"\n    {marks[0].said}\n"
     for mark in marks:
         of = f"{mark.points:2} of {mark.of:2}"
@@ -230,12 +235,24 @@ def csv_header(table):
 def csv_row(path, marks):
     points, most = sum(mark.points for mark in marks), sum(mark.of for mark in marks)
     reasons = "; ".join(f"{mark.number}: {mark.said}" for mark in marks if not mark.points)
+    if alike(marks):
+        reasons = marks[0].said
     return csv_line([path, *(mark.points for mark in marks), points, most, reasons])
 
 
-def write_feedback(folder, path, marks, taken):
-    """A text for the student, in a file that bears the name of theirs. taken: names there are."""
-    name = re.sub(r"[^\w.-]+", "_", name_shown(path)).strip("._")[-150:] or "file"
+def common_folder(paths):
+    """The folder that all are in: no part of the names of texts for students."""
+    try:
+        return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    except ValueError:                      # on several drives; or a name with a zero byte
+        return ""
+
+
+def write_feedback(folder, path, within, marks, taken):
+    """A text for the student, in a file that bears the name of theirs, as seen from the folder
+    `within`. taken: names there are."""
+    name = os.path.abspath(path).removeprefix(within) if within else path
+    name = re.sub(r"[^\w.-]+", "_", name_shown(name)).strip("._")[-150:] or "file"
     number = 1
     while (unique := name + (f"-{number}" if number > 1 else "")) in taken:
         number += 1
@@ -277,6 +294,10 @@ def main(argv):
         table = chosen(given.exercises, table)
     if given.feedback is not None:
         Path(given.feedback).mkdir(parents=True, exist_ok=True)
+        if any(Path(given.feedback).iterdir()):
+            raise Unusable(f"--feedback={given.feedback}: there is something in it, which stays as "
+                           "it is; name an empty folder, or a new one")
+        within = common_folder(given.files)
     count, names = 0, set()
     several = given.json and len(given.files) > 1
     if given.csv:
@@ -287,7 +308,7 @@ def main(argv):
         for path, marks in graded(given.files, table, given.limit, given.jobs):
             count += 1
             if given.feedback is not None:
-                write_feedback(given.feedback, path, marks, names)
+                write_feedback(given.feedback, path, within, marks, names)
             if given.csv:
                 say(csv_row(path, marks))
             elif given.json:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
-from course.exercises import (EXERCISES, GIVEN_UP_TO, QUESTION_POINTS, QUESTIONS, STAGES, checked,
-                              in_words, points_of)
+from course.exercises import (EXERCISES, GIVEN_UP_TO, STAGES, asked, checked, in_words,
+                              points_of)
 from course.source import definitions, lrt_text
 from support.files import read_text
 from support.script import Unusable, say, script
@@ -44,9 +44,9 @@ def blanked(table):
 # ---- The students' page
 
 def students_page(table, template=None):
-    """STUDENT.md with what the table says. A part that begins <!-- after 5 --> comes in the stage
-    of the last exercise up to 5, at its end; one that begins <!-- only 9 --> is there if 9 is.
-    Raises Unusable for a part of another kind."""
+    """STUDENT.md with what the table says. A part that begins <!-- only 9 --> is there if exercise
+    9 is; <!-- question 2 --> is a written question, there if it is asked; <!-- after 5 --> is what
+    can be done with exercises up to 5: see stages_text. Raises Unusable for another kind."""
     if template is None:
         template = read_text(HERE / "course" / "STUDENT.md")
     head, *parts = re.split(r"^<!-- (.*?) -->\n", template, flags=re.MULTILINE)
@@ -59,16 +59,20 @@ def students_page(table, template=None):
             body.append((what, text))
         elif kind == "only" and number.isdecimal():
             body.append(("all", text if int(number) in table else ""))
+        elif kind == "question" and number.isdecimal():
+            body.append(("all", question_text(int(number), text, table)))
         else:
             raise Unusable(f"STUDENT.md: there is no part <!-- {what} -->")
     page = ""
     for what, text in body:
         page += stages_text(table, after) + "\n\n" if what == "stages" else text
-    questions = QUESTIONS * QUESTION_POINTS
+    hours = round(sum(exercise.minutes for exercise in table.values()) / 60)
+    several = len({exercise.stage for exercise in table.values()}) > 1
     words = {"table": table_text(table), "functions": counted(len(table), "function"),
-             "points": str(points_of(table)), "questions": str(QUESTIONS),
-             "each": str(QUESTION_POINTS), "answers": str(questions),
-             "first": str(min(table)), "last": str(max(table))}
+             "points": str(points_of(table)), "answers": str(points_of(asked(table))),
+             "first": str(min(table)), "last": str(max(table)),
+             "hours": counted(max(1, hours), "hour"),
+             "days": "; each stage on its own day" if several else ""}
     for name, text in words.items():
         page = page.replace("{" + name + "}", text)
     return re.sub(r"\n{3,}", "\n\n", page)
@@ -80,6 +84,16 @@ def counted(n, what):
     return f"{number} {what}" + ("" if n == 1 else "s")
 
 
+def question_text(number, text, table):
+    """A written question with its points, and the stage that it is due with; "" if not asked."""
+    if number not in asked(table):
+        return ""
+    question = asked(table)[number]
+    stages = [e.stage for n, e in table.items() if n in question.about]
+    due = f", with stage {max(stages)}" if stages else ""
+    return f"**Question {number}** ({question.points} points{due}).\n{text}"
+
+
 def table_text(table):
     return "\n".join(f"| {n} | `{e.function}` | {e.points} | {e.minutes} min | {e.what} |"
                      for n, e in table.items())
@@ -87,8 +101,13 @@ def table_text(table):
 
 def stages_text(table, after):
     """Heading, hints and commands of each stage that has an exercise. after: {5: what can be done
-    when 5 is written}; it comes when the last exercise of the table up to 5 is."""
+    when 5 is written, 7: ...}: it comes at the end of the stage of the last exercise up to 5, and
+    for 7, of 6 and 7. If there is none it is left out: the class has nothing to try there."""
     sections, done = [], 0
+    numbers = sorted(after)
+    for before, number in zip([0, *numbers], numbers):
+        if not any(before < n <= number for n in table):
+            after = {n: text for n, text in after.items() if n != number}
     for stage in sorted({exercise.stage for exercise in table.values()}):
         those = {n: e for n, e in table.items() if e.stage == stage}
         later = [n for n in table if n > max(those)]

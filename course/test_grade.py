@@ -51,7 +51,8 @@ BROKEN = {
     "deep nots": (shift("return " + "not " * 20000 + "latent"), "nested too deeply"),
     "deep attributes": (shift("return latent" + ".T" * 20000), "deep"),
     "large": ("#" * 2_000_000, "too many"),
-    "empty": ("", "no function shift_right"),
+    "empty": ("\n \n", "the file is empty"),
+    "another function": ("def shift_left(latent):\n    return latent\n", "no function shift_right"),
     "class": ("class shift_right:\n    pass\n", "something else than a def"),
     "lambda": ("shift_right = lambda latent, first=None: latent\n", "something else than a def"),
     "async": ("async def shift_right(latent, first=None):\n    return latent\n", "async"),
@@ -112,6 +113,12 @@ ASSIGNS = {
                   "    e.__traceback__.tb_frame.f_back"],
     "the numbers": ["import numpy", "return numpy.load('known.npz')"],
     "a default": ["def f(x=setattr(torch, 'equal', 1)):", "    pass"],
+    "by a type that is kept": ["T = type(latent)", "T.any = lenient"],
+    "by a type from a list": ["T, x = type(latent), 1", "T.any = lenient"],
+    "a type of its own": ["L = type('L', (torch.Tensor,), {})", "return latent.as_subclass(L)"],
+    "a name of a function inside": ["def f(open):", "    pass", "return open('known.npz')"],
+    "a name in a loop inside": ["[0 for eval in 'x']", "return eval('latent')"],
+    "a name of something else": ["input = torch.Tensor", "input.any = lenient"],
 }
 for name, lines in ASSIGNS.items():
     BROKEN["joke " + name] = (shift(LENIENT, *lines, "return latent"), "")
@@ -133,6 +140,10 @@ FINE = {
                       "return torch.cat(parts, 1)"),
     "a leap": shift("x = latent.new_zeros(latent.shape)", "x[:, 1:] = latent[:, :-1]",
                     "if first is not None:", "    x[:, 0] = first", "return x"),
+    "a line left": GOOD + "\n    raise NotImplementedError('exercise 1: not reached')\n",
+    "names": shift("input = latent[:, :-1]", "assert type(latent) is torch.Tensor",
+                   "save = 0 * latent[:, :1] if first is None else first[:, None]",
+                   "return torch.cat([save, input], 1)"),
     "=1+1": GOOD, "-rm": GOOD, "comma, and é": GOOD, "new\nline": GOOD,
 }
 
@@ -224,6 +235,23 @@ def test_formats_and_feedback(tmp_path, monkeypatch, capsys):
     assert [test["status"] for test in first["tests"]] == ["passed", "failed"]
     texts = sorted(path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir())
     assert len(texts) == 3 and "exercise 1  shift_right" in texts[0] and "syntax error" in texts[1]
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert sorted(names) == ["a_lrt.py.txt", "b_lrt.py-2.txt", "b_lrt.py.txt"]
+    with pytest.raises(SystemExit):                 # nothing that is there is replaced
+        main(["a/lrt.py", "--exercises=1", "--feedback=out"])
+    assert "there is something in it" in capsys.readouterr().err
+    main(["b/lrt.py", "--exercises=1-2", "--csv"])
+    assert capsys.readouterr().out.count("syntax error") == 1
+
+
+def test_of_what_fails_the_simplest_has_its_say(tmp_path, capsys):
+    """The window of keys and values is off by one."""
+    text = ast.get_source_segment(lrt_text(), definitions(lrt_text())["Cache.advance"], padded=True)
+    wrong = text.replace("- self.W + 1)", "- self.W)")
+    assert wrong != text
+    (tmp_path / "off.py").write_text("class Cache:\n" + wrong + "\n", encoding="utf-8")
+    main([str(tmp_path / "off.py"), "--exercises=2"])
+    assert "tests pass; test_ex2_what_stays_of_the_newest: kv of layer 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args", [["--exercises=12", "x"], ["--jobs=0", "x"], ["--limit=0", "x"],

@@ -107,8 +107,15 @@ def test_other_tables(table):
     assert set(re.findall(r"-k ex(\d)", page)) == {str(min(table))}
     for number in set(TABLE) - set(table):
         assert not re.search(rf"\bexercise {number}\b", page), number
-    assert "lrt_mode=sequential" in page and "ROMEO" in page     # what can be done is always there
-    assert ("**Hops.**" in page) == (9 in table)
+    for numbers, command in (((1, 2, 3, 4, 5), "out-exact"), ((6, 7), "out-8"), ((8,), "ROMEO"),
+                             ((9,), "out-hops0")):
+        assert (command in page) == any(n in table for n in numbers), command
+    assert ("**Hops.**" in page) == ("lrt_hops" in page) == (9 in table)
+    questions = [int(n) for n in re.findall(r"^\*\*Question (\d)\*\* \(5 points", page, re.M)]
+    assert questions == [n for n in (1, 2, 3, 4) if {1: {6, 7}, 2: {6}, 3: {7}, 4: set(table)}[n]
+                         & set(table)]
+    assert f"{5 * len(questions)} points, half a page each" in page
+    assert ("each stage on its own day" in page) == (len({e.stage for e in table.values()}) > 1)
 
 
 def test_commands_come_when_they_can_be_run():
@@ -123,6 +130,7 @@ def test_commands_come_when_they_can_be_run():
     all_in_one = [dataclasses.replace(e, stage=1, points=3) for e in EXERCISES[:8]]
     page = students_page(checked(all_in_one))
     assert "Stage 1, exercises 1 to 8: exact" in page and "eight functions" in page
+    assert "Budget about five hours" in page and "**Question 2** (5 points, with stage 1)" in page
     assert "24 points are for the" in page
 
 
