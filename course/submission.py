@@ -124,6 +124,8 @@ def refuse_what_no_exercise_needs(tree):
     """Raises Refused for the first name, import or assignment that is not allowed."""
     own = names_of_its_own(tree)
     variables = own & variables_of(tree)
+    asked = [node.func for node in ast.walk(tree)               # in type(x)
+             if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords]
     for node in ast.walk(tree):
         line = getattr(node, "lineno", "?")
         for name in names_said_by(node):
@@ -132,8 +134,9 @@ def refuse_what_no_exercise_needs(tree):
         for module in modules_imported_by(node):
             if module.split(".")[0] not in MODULES:
                 raise Refused(f"uses {module or '.'} (line {line}), which no exercise needs")
-        if isinstance(node, ast.Call) and base_name(node.func) == "type" and len(node.args) != 1:
-            raise Refused(f"makes a type of its own (line {line}), which no exercise needs")
+        is_type = isinstance(node, ast.Name) and node.id == "type" and "type" not in variables
+        if is_type and node not in asked:
+            raise Refused(f"uses type (line {line}) for more than type(x), which no exercise needs")
         if isinstance(node, ast.Global):
             raise Refused(f"uses global (line {line}), which no exercise needs")
         if isinstance(node, ast.ClassDef) and any(base_name(base) in ("Tensor", "Parameter")
