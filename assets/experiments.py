@@ -41,10 +41,15 @@ def steps(flags, n, interval=None):
     return flags if interval is None else f"{flags} --eval_interval={interval}"
 
 
+def at_length(flags, T):
+    """The same, with rows of T tokens; as many tokens a step as with the default's 8 rows of 128."""
+    return f"{flags} --block_size={T} --batch_size={1024 // T}".strip()
+
+
 # ---- Models: their flags, and what a step costs
 
 PLAIN, DEEP = "", "--n_layer=4"
-S2, S16, HOPS, HOPS3 = dial(2), dial(16), dial(4, 2, 2), dial(4, 3, 2)
+S2, S16, HOPS, HOPS3, THROUGH = dial(2), dial(16), dial(4, 2, 2), dial(4, 3, 2), dial(4, 2)
 LOOP = "--lrt=1 --lrt_mode=sequential"
 
 COST = {        # flags of a model: (ms of a step with the optimizer, MB)
@@ -54,11 +59,19 @@ COST = {        # flags of a model: (ms of a step with the optimizer, MB)
     dial(4): (229, 98),
     dial(8): (273, 106),
     S16: (374, 118),
-    dial(4, 2): (359, 158),
+    THROUGH: (359, 158),
     dial(4, 2, 0): (222, 51),
     dial(4, 2, 1): (238, 63),
     HOPS: (278, 51),
     HOPS3: (314, 52),
+    dial(4, 3, 1): (284, 54),
+    dial(8, 2, 2): (303, 60),
+    at_length(PLAIN, 512): (116, 46),
+    at_length(PLAIN, 1024): (136, 40),
+    at_length(S2, 512): (240, 81),
+    at_length(S2, 1024): (305, 79),
+    at_length(HOPS, 512): (365, 58),
+    at_length(HOPS, 1024): (443, 64),
     LOOP: (1356, 186),
     LOOP + " --lrt_hops=0": (592, 53),
 }
@@ -77,7 +90,8 @@ CURVES = {      # of each, runs of different length
     DEEP: [budget(DEEP, flops) for flops in ("2e12", "5e12", "1e13", "2e13")],
     S2: [budget(S2, "2e12"), budget(S2, "5e12"), steps(S2, 1750, 600), budget(S2, "2e13")],
     S16: [budget(S16, "2e12"), budget(S16, "5e12"), steps(S16, 1750, 600), budget(S16, "2e13")],
-    HOPS: [steps(HOPS, 693), steps(HOPS, 1750, 600), steps(HOPS, 3500, 3500)],
+    HOPS: [steps(HOPS, 693), steps(HOPS, 1750, 600), steps(HOPS, 2400, 2400),
+           steps(HOPS, 3500, 3500)],
     LOOP: [budget(LOOP, "2e12"), budget(LOOP, "5e12"), budget(LOOP, "1e13")],
 }
 
@@ -113,7 +127,9 @@ training learns is to use it.""", {
     "plain, the time of hops": steps(PLAIN, 5000, 5000),
     "S = 2, the paper's": steps(S2, 1750, 600),
     "S = 4": steps(dial(4), 1750, 600),
+    "S = 4, K = 2, through all passes": steps(THROUGH, 1750, 600),
     "S = 4, K = 2, 2 hops": steps(HOPS, 1750, 600),
+    "S = 4, K = 3, 2 hops": steps(HOPS3, 1750, 600),
     "S = 8": steps(dial(8), 1750, 600),
     "S = 16": steps(S16, 1750, 600),
     "token by token": budget(LOOP, "5e12"),
@@ -138,15 +154,18 @@ worth; with 1,750 steps they are ahead (table main).""", {
     "S = 4": steps(dial(4), 1500, 700),
     "S = 4, K = 2, 1 hop": steps(dial(4, 2, 1), 1210, 605),
     "S = 4, K = 2, 2 hops": steps(HOPS, 1030, 515),
+    "S = 4, K = 3, 1 hop": steps(dial(4, 3, 1), 1055, 528),
+    "S = 4, K = 3, 2 hops": steps(HOPS3, 940, 470),
+    "S = 8, K = 2, 2 hops": steps(dial(8, 2, 2), 980, 490),
 })
 GRADIENT = Experiment("Forward or backward: which has to be exact?", """
 One seed, 693 steps. Rows: how exact the memory is that the forward pass has, columns: how far the
 gradient goes back. **On text it is the gradient that matters**: without one through time 1.66,
 whether the memory is exact or after two sweeps; a hop is worth 0.05, the second 0.01, and two hops
 with two sweeps are level with all there is (three seeds of that: 1.6162 ± 0.0190).""", {
-    "S = 4, K = 2": by_hops("--lrt=1 --lrt_subsets=4 --lrt_sweeps=2", 693),
+    "S = 4, K = 2": by_hops("--lrt=1 --lrt_subsets=4 --lrt_sweeps=2", 693, (0, 1, 2, 4, 16)),
     "exact (loop)": {**by_hops(LOOP, 693), "all": budget(LOOP, "2e12")},
-}, (1337,), ("0 hops", "1 hops", "2 hops", "all"))
+}, (1337,), ("0 hops", "1 hops", "2 hops", "4 hops", "16 hops", "all"))
 TASKS = Experiment("Parity and swaps by hops", """
 How many of a hundred are right at the end of rows of 32, as in training, and of 512. One seed,
 parity 150 steps, swaps 600. **Here the forward pass matters**: if it is exact, parity is learned
@@ -161,6 +180,12 @@ what it got.""", {
     for name, flags in (("S = 4, K = 2", "--lrt=1 --lrt_subsets=4 --lrt_sweeps=2"),
                         ("exact (loop)", LOOP))
 }, (1337,), ("0 hops", "1 hops", "2 hops", "all"))
+LENGTH = Experiment("Longer rows, equal tokens", """
+TODO""", {
+    f"{name}, T = {T}": steps(at_length(flags, T) if T > 128 else flags, 693)
+    for name, flags in (("plain", PLAIN), ("S = 4, K = 2, 2 hops", HOPS))
+    for T in (128, 512, 1024)
+}, (1337,))
 TUNING = Experiment("Learning rate, alike for all", """
 With weight decay 0.1, the rate 0.016 is the best of three for plain GPT of 2 and 4 layers and for
 S = 16; S = 2 has 0.009 less with 0.032. Hops and long runs were not tuned: they have 0.016.""", {
@@ -191,4 +216,4 @@ Other lengths than T = 128 were not trained.
 """
 
 EXPERIMENTS = {"main": MAIN, "clock": CLOCK, "default": DEFAULT, "gradient": GRADIENT,
-               "tasks": TASKS, "tuning": TUNING}
+               "tasks": TASKS, "length": LENGTH, "tuning": TUNING}

@@ -247,7 +247,7 @@ def names_something_else(value, own):
     """Whether an expression may be something from outside itself: torch.Tensor, [torch.Tensor][0].
     What a call gives is the function's own, as far as can be seen here."""
     new = ast.Call, ast.Constant, ast.BinOp, ast.Compare, ast.Lambda, ast.JoinedStr
-    if isinstance(value, ast.Call) and base_name(value.func) == "type":
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "type":
         return True                         # type(latent) is torch.Tensor
     if isinstance(value, new):
         return False
