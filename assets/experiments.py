@@ -116,10 +116,10 @@ def by_hops(flags, n, hops=(0, 1, 2)):
 
 MAIN = Experiment("At equal tokens, equal FLOPs, equal time", """
 After the same tokens each LRT is ahead of plain GPT, and the nearer to exact its training, the
-lower its loss. **By the clock** (8 minutes here) hops are ahead of plain GPT by a little, 1.5149 and
-1.5248, with each of three seeds (0.0085, 0.0069, 0.0141), and need 51 MB, it 44. A third sweep has
-1.5080 in 9 minutes, where the same seed has 1.5100 with two. **Per FLOP** token by token is the best
-by far: in 5.0e12 it has what hops have in 1.46e13, as it computes each position once.
+lower its loss. **By the clock** (8 minutes here) hops are ahead of plain GPT by a little, 1.5149
+and 1.5248, with each of three seeds (0.0085, 0.0069, 0.0141), and need 51 MB, it 44. A third sweep
+has 1.5080 in 9 minutes, where the same seed has 1.5100 with two. **Per FLOP** token by token is
+the best by far: in 5.0e12 it has what hops have in 1.46e13, as it computes each position once.
 Held at zero, the latent costs token by token 1.4, hops 1.3, and S = 2 0.04: what exact
 training learns is to use it.""", {
     "plain": steps(PLAIN, 1750, 600),
