@@ -262,7 +262,7 @@ class GPT(nn.Module):
         the gradient of a fixed point (as deep equilibrium models, arXiv:1909.01377). Passes without
         a graph, or the loop, find z = m_next(shift_right(z)), a constant in the last pass. To train
         what z comes from, that pass's m_next gets a gradient; g = ∂loss/∂z, J = ∂m_next/∂z:
-            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, each a hop further back; T - 1: all."""
+            λ = g + Jᵀ g + (Jᵀ)² g + ...    `hops` terms, each a hop back; T - 1: all."""
         cache, z = self.init_cache(idx.size(0)), []
         with torch.no_grad():
             if subsets is None:
@@ -292,8 +292,8 @@ class GPT(nn.Module):
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep writes nothing
-        that differs by more than tol, or rounding; n tokens are exact after ⌈n/S⌉. cache.sweeps: of
-        the slowest piece (plain: 0); residual: most change in its last, 0 if that was ⌈n/S⌉."""
+        that differs by more than tol, or rounding; n tokens are exact after ⌈n/S⌉.
+        cache.sweeps: the most (plain: 0); residual: change in a last one, 0 in number ⌈n/S⌉."""
         need_whole(1, subsets=subsets, T=idx.size(1))
         tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
         cache.sweeps, cache.residual = 0, 0.0

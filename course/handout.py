@@ -104,10 +104,9 @@ def stages_text(table, after):
     when 5 is written, 7: ...}: it comes at the end of the stage of the last exercise up to 5, and
     for 7, of 6 and 7. If there is none it is left out: the class has nothing to try there."""
     sections, done = [], 0
-    numbers = sorted(after)
-    for before, number in zip([0, *numbers], numbers):
-        if not any(before < n <= number for n in table):
-            after = {n: text for n, text in after.items() if n != number}
+    before = dict(zip(sorted(after), [0, *sorted(after)]))
+    after = {number: text for number, text in after.items()
+             if any(before[number] < n <= number for n in table)}
     for stage in sorted({exercise.stage for exercise in table.values()}):
         those = {n: e for n, e in table.items() if e.stage == stage}
         later = [n for n in table if n > max(those)]
