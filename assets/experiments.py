@@ -8,10 +8,11 @@ ABOUT = """# Training results
 
 Written by `python assets/results.py all`. Tiny Shakespeare by characters and train.py's defaults,
 where a row says nothing else. Exact loss: nats per token of the best evaluation, decoded token by
-token over the whole validation split; means over seeds ± their standard deviation, (1): one seed.
+token over the whole validation split; means over three seeds ± their deviation; (1), (2): so many.
 Gap: exact - training graph. ms: of a step with the optimizer, by one run of `python
 assets/speed.py` on two quiet cores (AVX2 alone, 2 GHz, torch 2.13.0); minutes: ms times steps, as
-the runs themselves shared a machine; MB: what a step needs at its peak.
+the runs themselves shared a machine; MB: what a step needs at its peak. FLOPs: by FlopCounterMode,
+which counts the masked half of attention, too: 7 % of a plain step here, of token by token none.
 
 Rows with `code` 2 in results.jsonl are from before there were hops. The same flags compute the
 same (the old file and the new one agree to 4e-14 in float64, and `python train.py --lrt=1` gave
@@ -90,8 +91,8 @@ CURVES = {      # of each, runs of different length
     DEEP: [budget(DEEP, flops) for flops in ("2e12", "5e12", "1e13", "2e13")],
     S2: [budget(S2, "2e12"), budget(S2, "5e12"), steps(S2, 1750, 600), budget(S2, "2e13")],
     S16: [budget(S16, "2e12"), budget(S16, "5e12"), steps(S16, 1750, 600), budget(S16, "2e13")],
-    HOPS: [steps(HOPS, 693), steps(HOPS, 1750, 600), steps(HOPS, 2400, 2400),
-           steps(HOPS, 3500, 3500)],
+    HOPS: [steps(HOPS, 237), steps(HOPS, 605), steps(HOPS, 1190), steps(HOPS, 1750, 600),
+           steps(HOPS, 2400, 2400), steps(HOPS, 3500, 3500)],
     LOOP: [budget(LOOP, "2e12"), budget(LOOP, "5e12"), budget(LOOP, "1e13")],
 }
 
@@ -101,7 +102,7 @@ CURVES = {      # of each, runs of different length
 @dataclass
 class Experiment:
     """runs: label: flags of train.py. Or, with columns, label: {column: flags}, of which a table
-    shows the loss alone, or of tasks how many of a hundred are right in the end of rows."""
+    shows the loss alone, or of tasks how many of a hundred are right at the end of rows."""
     title: str
     reads: str
     runs: dict
@@ -111,17 +112,24 @@ class Experiment:
 
 def by_hops(flags, n, hops=(0, 1, 2)):
     """A row of a table of hops."""
-    return {f"{h} hops": steps(f"{flags} --lrt_hops={h}", n) for h in hops}
+    return {f"hops = {h}": steps(f"{flags} --lrt_hops={h}", n) for h in hops}
+
+
+def by_minutes(model, *minutes):
+    """A row of a table of minutes: the runs of CURVES, in this order; None: has none."""
+    return {f"{n} min": flags for n, flags in zip(minutes, CURVES[model]) if n is not None}
 
 
 MAIN = Experiment("At equal tokens, equal FLOPs, equal time", """
 After the same tokens each LRT is ahead of plain GPT, and the nearer to exact its training, the
 lower its loss. **By the clock** (8 minutes here) hops are ahead of plain GPT by a little, 1.5149
 and 1.5248, with each of three seeds (0.0085, 0.0069, 0.0141), and need 51 MB, it 44. A third sweep
-has 1.5080 in 9 minutes, where the same seed has 1.5100 with two. **Per FLOP** token by token is
-the best by far: in 5.0e12 it has what hops have in 1.46e13, as it computes each position once.
-Held at zero, the latent costs token by token 1.4, hops 1.3, and S = 2 0.04: what exact
-training learns is to use it.""", {
+is worth 0.005 and takes a minute more. With the same dial a gradient through all passes is worth no
+more than two hops (1.5168 and 1.5149), and takes 1.3 times as long and three times the memory.
+**Per FLOP** token by token is the best by far: in 5.0e12 it has what hops have in 1.64e13, as it
+computes each position once.
+Held at zero, the latent costs token by token 1.4, hops 1.3, and S = 2 0.04: the first two never
+train without a memory, where the others have the loss of pass 0, too. It is not their gain.""", {
     "plain": steps(PLAIN, 1750, 600),
     "plain, twice the steps": steps(PLAIN, 3500, 1200),
     "plain, the time of hops": steps(PLAIN, 5000, 5000),
@@ -134,13 +142,30 @@ training learns is to use it.""", {
     "S = 16": steps(S16, 1750, 600),
     "token by token": budget(LOOP, "5e12"),
 })
-CLOCK = Experiment("Longer and shorter runs", """
-Plain GPT is ahead of S = 2 at 2e12 and 5e12 FLOPs and level with it from 1e13 on; S = 16 is ahead
-of plain GPT from 1e13 on (0.018, 0.030). By the clock: twice the depth is level with plain GPT at
-5 minutes, and at 11 ahead of it by 0.015. Hops are behind at 3 minutes (1.6022; plain GPT, same
-seed, 1.5730) and ahead of plain GPT by 0.010 at 8; at 16 they have 1.4925, where the same seed has
-1.5142 (plain GPT) and 1.4977 (four layers) at 11 minutes, and was not run longer. Rows with (1) are
-one seed, and seeds deviate by up to 0.025: compare the same seed.""", {
+CLOCK = Experiment("By the clock", """
+Exact loss after so many minutes of training: steps are taken by ms of a quiet step (next table),
+so that columns are equal within a tenth, and evaluation is not counted. **Up to 6 minutes plain
+GPT is ahead**, of hops by 0.07, 0.05 and 0.01, and so is it of S = 2. **From 8 minutes on hops
+are ahead of it**, by 0.010, and at 11 by 0.019 (two seeds, 0.004 and 0.033). Twice the depth is
+level with hops at 11 minutes (one seed 0.012 ahead, the other 0.020 behind), but a generated
+token costs it 1.8 times as much. S = 2 is level with plain GPT from 6 minutes on. From 8 to 11
+minutes plain GPT gains 0.004: it has read the text five to seven times by then, hops two to two
+and a half times; with more text this might be otherwise. Longer than 11 minutes only hops were
+run.
+""", {
+    STYLE[PLAIN][0]: by_minutes(PLAIN, 1, 3, 6, 8, 11),
+    STYLE[DEEP][0]: by_minutes(DEEP, 1, 3, 6, 11),
+    STYLE[S2][0]: by_minutes(S2, 1, 3, 6, 11),
+    STYLE[S16][0]: by_minutes(S16, None, 6, 11),
+    STYLE[HOPS][0]: by_minutes(HOPS, 1, 3, 6, 8, 11, 16),
+}, columns=("1 min", "3 min", "6 min", "8 min", "11 min", "16 min"))
+CURVE = Experiment("The runs of the clock, and of the picture", """
+Steps, FLOPs and all else of the table before. **Per FLOP** plain GPT is ahead of S = 2 at 2e12 and
+5e12 and level with it from 1e13 on; S = 16 is ahead of plain GPT from 1e13 on (0.018, 0.030). Hops
+are with S = 2 up to 1e13, and ahead of plain GPT from 1.4e13 on (0.010, 0.019). Token by token is
+ahead of all at each of its lengths. Rows with (1) are one seed, and seeds deviate by up to 0.025:
+compare the same seed.
+""", {
     f"{STYLE[model][0]}, {n + 1}": flags
     for model, several in CURVES.items() for n, flags in enumerate(several)
 })
@@ -158,19 +183,21 @@ with 1,750 steps they are ahead (table main).""", {
     "S = 8, K = 2, 2 hops": steps(dial(8, 2, 2), 980, 490),
 })
 GRADIENT = Experiment("Forward or backward: which has to be exact?", """
-One seed, 693 steps. Rows: how exact the memory is that the forward pass has, columns: how far the
-gradient goes back. **On text it is the gradient that matters**: without one through time 1.66,
-whether the memory is exact or after two sweeps; a hop is worth 0.05, the second 0.01, and more of
-them nothing. Two hops with two sweeps are level with all there is (three seeds of that: 1.6162 ±
-0.0190).""", {
+One seed, 693 steps. Rows: how exact the memory is that the forward pass has; columns: over how many
+latents the gradient goes back. **On text it is the gradient that matters, and two hops of it
+suffice**: with none through time 1.66, a hop is worth 0.05, the second 0.01, and more of them
+nothing, whether the memory is that of two sweeps or exact: the rows differ by 0.003 at most. Two
+hops with two sweeps are level with all there is (three seeds of that: 1.6162 ± 0.0190). (16 hops
+with the loop were not run.)""", {
     "S = 4, K = 2": by_hops("--lrt=1 --lrt_subsets=4 --lrt_sweeps=2", 693, (0, 1, 2, 4, 16)),
-    "exact (loop)": {**by_hops(LOOP, 693), "all": budget(LOOP, "2e12")},
-}, (1337,), ("0 hops", "1 hops", "2 hops", "4 hops", "16 hops", "all"))
+    "exact (loop)": {**by_hops(LOOP, 693, (0, 1, 2, 4)), "all": budget(LOOP, "2e12")},
+}, (1337,), ("hops = 0", "hops = 1", "hops = 2", "hops = 4", "hops = 16", "all"))
 TASKS = Experiment("Parity and swaps by hops", """
-How many of a hundred are right at the end of rows of 32, as in training, and of 512. One seed,
-parity 150 steps, swaps 600. **Here the forward pass matters**: if it is exact, parity is learned
-with no gradient through time at all, and swaps nearly so: one hop makes them perfect. With two
-sweeps of four subsets, or the paper's setting, neither is learned. (Empty: not run.) What it
+How many of a hundred are right at the end of rows of 32, as in training, and of 512. Parity 150
+steps, swaps 600; chance is 50 and 0.8. **Here the forward pass matters**: if it is exact, parity
+is learned with no gradient through time at all, and swaps nearly so: one hop makes them perfect.
+With two sweeps of four subsets hops teach neither, and a gradient through all passes teaches the
+32 places of training in part (95, 67), and nothing beyond; nor does the paper's setting. What it
 means: the forward pass finds the state; each position need only be told how to use, and hand on,
 what it got.""", {
     f"{task}, {name}": {
@@ -182,7 +209,7 @@ what it got.""", {
 } | {
     f"parity, {name}": {"all": steps(f"--dataset=parity {flags}".strip(), 150)}
     for name, flags in (("plain GPT", ""), ("S = 2, the paper's", S2), ("S = T = 32", dial(32)))
-}, (1337,), ("0 hops", "1 hops", "2 hops", "all"))
+}, columns=("hops = 0", "hops = 1", "hops = 2", "all"))
 LENGTH = Experiment("Longer rows, equal tokens", """
 One seed, 1,024 tokens a step, 693 steps. **With the same tokens** plain GPT learns less from few
 long rows than from many short ones, and hops hardly: they are ahead by 0.09 at T = 128, by 0.15 at
@@ -198,11 +225,17 @@ its memory hardly grows.""", {
     "plain, T = 1024, the time of hops": steps(at_length(PLAIN, 1024), 2260),
 }, (1337,))
 TUNING = Experiment("Learning rate, alike for all", """
-With weight decay 0.1, the rate 0.016 is the best of three for plain GPT of 2 and 4 layers and for
-S = 16; S = 2 has 0.009 less with 0.032. Hops and long runs were not tuned: they have 0.016.""", {
+With weight decay 0.1, the rate 0.016 is the best of three for plain GPT of 2 and 4 layers and
+for S = 16, and for hops; S = 2 has 0.009 less with 0.032, and plain GPT in 8 minutes 0.002 less
+with 0.008 (1.5165, where the same seed of hops has 1.5100).""", {
     f"{name}, {rate}": budget(flags, "2e12", rate)
     for name, flags in (("plain, 2 layers", PLAIN), ("plain, 4 layers", DEEP), ("S = 2", S2),
                         ("S = 16", S16))
+    for rate in (0.008, 0.016, 0.032)
+} | {
+    f"{name}, {rate}": run if rate == 0.016 else f"{run} --learning_rate={rate}"
+    for name, run in (("plain, 2 layers, 8 minutes", steps(PLAIN, 5000, 5000)),
+                      ("S = 4, K = 2, 2 hops", steps(HOPS, 693)))
     for rate in (0.008, 0.016, 0.032)
 }, (1337,))
 
@@ -216,6 +249,8 @@ how far the loss after K sweeps of S = 4 subsets is from the exact one, on 16,38
 | S = 4, K = 2, 2 hops | 693 | +0.2929 | +0.0073 | +0.0001 | -0.0000 |
 | S = 4, K = 2, 2 hops | 1,750 | +0.3542 | +0.0106 | -0.0005 | -0.0001 |
 | S = 4, K = 2, 2 hops, seed 1 | 1,750 | +0.3773 | +0.0139 | +0.0001 | +0.0002 |
+| S = 4, K = 2, 2 hops | 2,400 | +0.3737 | +0.0090 | -0.0012 | +0.0002 |
+| S = 4, K = 2, 2 hops, seed 1 | 2,400 | +0.3896 | +0.0149 | +0.0004 | +0.0000 |
 | S = 4, K = 3, 2 hops | 1,750 | +0.3683 | +0.0155 | +0.0004 | -0.0000 |
 | S = 4, K = 2, 2 hops, T = 512 | 693 | +0.3698 | +0.0098 | -0.0006 | -0.0000 |
 | S = 4, K = 2, 2 hops, T = 1,024 | 693 | +0.3988 | +0.0151 | -0.0005 | +0.0000 |
@@ -223,11 +258,11 @@ how far the loss after K sweeps of S = 4 subsets is from the exact one, on 16,38
 | exact (loop), 0 hops | 693 | +0.2802 | +0.0056 | +0.0003 | -0.0001 |
 
 Late in training, and with longer rows, a sweep leaves a little more: after two of them 0.007, later
-0.011 to 0.016, at T = 1,024 0.015. After three the loss is within 0.002 in all of them: K has to
+0.009 to 0.016, at T = 1,024 0.015. After three the loss is within 0.002 in all of them: K has to
 grow with neither beyond that. Hops add one pass with a graph to the K sweeps, so with K = 2 they
 train on the third: their gap is at most 0.004 (tables main, clock, length). A rule for hops: if
 exact - training graph ends above 0.002 (train.py warns from 0.05 on), take a sweep more.
 """
 
-EXPERIMENTS = {"main": MAIN, "clock": CLOCK, "default": DEFAULT, "gradient": GRADIENT,
-               "tasks": TASKS, "length": LENGTH, "tuning": TUNING}
+EXPERIMENTS = {"main": MAIN, "clock": CLOCK, "curve": CURVE, "default": DEFAULT,
+               "gradient": GRADIENT, "tasks": TASKS, "length": LENGTH, "tuning": TUNING}

@@ -126,14 +126,18 @@ def run_all(experiment):
 
 # ---- Tables
 
+def few(rows):
+    """How many seeds there are, if they are not three."""
+    return "" if len(rows) >= 3 else f" ({len(rows)})"
+
+
 def spread(rows, key="exact"):
     """Mean and standard deviation over seeds, as text."""
     numbers = [row[key] for row in rows if row[key] is not None]
     if not numbers:
         return ""
-    if len(numbers) == 1:
-        return f"{numbers[0]:.4f} (1)"
-    return f"{mean(numbers):.4f} ± {stdev(numbers):.4f}"
+    deviation = f" ± {stdev(numbers):.4f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.4f}{deviation}{few(numbers)}"
 
 
 def right(rows):
@@ -142,7 +146,7 @@ def right(rows):
     lengths = list(shares[0])[1:]
     first, last = (f"{100 * mean(share[n] for share in shares):.1f}" for n in
                    (lengths[0], lengths[-1]))
-    return f"{first}, {last}" + ("" if len(rows) > 1 else " (1)")
+    return f"{first}, {last}{few(rows)}"
 
 
 def table(lines):
@@ -203,6 +207,12 @@ def page(name, experiment):
     return f"## {name}: {experiment.title}\n\n{experiment.reads.strip()}\n\n{found}"
 
 
+def whole():
+    """results.md: what is about all of them, each experiment, and what sweeps.py has measured."""
+    pages = [page(name, experiment) for name, experiment in EXPERIMENTS.items()]
+    return "\n".join([ABOUT, *pages, SWEEPS])
+
+
 # ---- Pictures
 
 def draw_curve(ax, model, scale, key):
@@ -235,7 +245,8 @@ def draw_compute():
     axes[1].set(xscale="log", xlabel="minutes of training, two slow cores (AVX2)")
     axes[1].set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
     axes[1].minorticks_off()
-    axes[2].set(xlabel="millions of FLOPs of a generated token\n(all LRTs: 0.87)", xlim=(0.6, 1.8))
+    axes[2].set(xlabel="millions of FLOPs of a generated token\n(all LRTs: 0.87, side by side)",
+                xlim=(0.6, 1.8))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
                   fontsize=9)
     figure.savefig(HERE / "compute.png", dpi=150)
@@ -301,13 +312,11 @@ def main(argv):
     if "--run" in argv:
         for experiment in experiments.values():
             run_all(experiment)
-    tables = [page(name, experiment) for name, experiment in experiments.items()]
     if "all" in names:
-        text = "\n".join([ABOUT, *tables, SWEEPS])
-        write_atomic(HERE / "results.md", lambda f: f.write(text.encode()))
+        write_atomic(HERE / "results.md", lambda f: f.write(whole().encode()))
         print("wrote assets/results.md")
     else:
-        print("\n".join(tables))
+        print("\n".join(page(name, experiment) for name, experiment in experiments.items()))
     for name, draw in PICTURES.items():
         if name in wanted:
             draw()

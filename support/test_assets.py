@@ -1,7 +1,7 @@
 """The programs of assets/ that measure: what they print is what they have measured."""
 import pytest
 
-from assets import speed, sweeps
+from assets import results, speed, sweeps
 from support.testing import run
 
 
@@ -27,3 +27,9 @@ def test_sweeps_of_a_run(trained, capsys):
     numbers = capsys.readouterr().out.splitlines()[-1].split()
     assert numbers[0] == "16" and numbers[3 + 15] in ("+0.0000", "-0.0000")
     assert float(numbers[2]) > 0
+
+
+def test_results_are_of_the_runs_that_are_written_down():
+    """results.md is neither older than results.jsonl nor than what experiments.py says of it."""
+    written = (results.HERE / "results.md").read_text(encoding="utf-8")
+    assert results.whole() == written, "python assets/results.py all writes it anew"

@@ -13,6 +13,7 @@ import train
 from support import options
 from support.testing import HERE, SMALL, SMALL_TASK, TEXT, run
 
+RESULTS = HERE / "assets" / "results.md"
 SCRIPTS = {"train.py": train, "sample.py": sample, "prepare_data.py": prepare_data}
 
 
@@ -97,3 +98,12 @@ def test_quick_commands_and_the_python_block_run(stand_ins, capsys):
     exec(compile(python_block(), "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert "torch.Size([1, 16])" in said and len(said) > 80
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="a copy without the results")
+def test_losses_are_those_of_the_results():
+    """Each mean loss ± deviation that the README gives stands in assets/results.md."""
+    losses = re.findall(r"\d\.\d{4} ± \d\.\d{4}", readme().replace("**", ""))
+    assert len(losses) >= 5
+    written = RESULTS.read_text(encoding="utf-8")
+    assert [loss for loss in losses if loss not in written] == []
