@@ -293,7 +293,7 @@ class GPT(nn.Module):
         """A prompt in parallel: idx (B, T) -> logits (B, V) after its last token; the cache is as
         after T steps. Pieces of 512 tokens (or W, if more) are swept until a sweep writes nothing
         that differs by more than tol, or rounding; n tokens are exact after ⌈n/S⌉.
-        cache.sweeps: the most (plain: 0); residual: change in a last one, 0 in number ⌈n/S⌉."""
+        cache.sweeps: most a piece took (plain: 0); residual: largest last change, 0: exact."""
         need_whole(1, subsets=subsets, T=idx.size(1))
         tol = max(tol, 40 * torch.finfo(self.head(self.embed.weight[:1]).dtype).eps)    # rounding
         cache.sweeps, cache.residual = 0, 0.0

@@ -116,7 +116,7 @@ def by_hops(flags, n, hops=(0, 1, 2)):
 
 
 def by_minutes(model, *minutes):
-    """A row of a table of minutes: the runs of CURVES, in this order; None: has none."""
+    """A row of a table of minutes: the runs of CURVES, in this order; None: in no column."""
     return {f"{n} min": flags for n, flags in zip(minutes, CURVES[model]) if n is not None}
 
 
@@ -187,8 +187,8 @@ One seed, 693 steps. Rows: how exact the memory is that the forward pass has; co
 latents the gradient goes back. **On text it is the gradient that matters, and two hops of it
 suffice**: with none through time 1.66, a hop is worth 0.05, the second 0.01, and more of them
 nothing, whether the memory is that of two sweeps or exact: the rows differ by 0.003 at most. Two
-hops with two sweeps are level with all there is (three seeds of that: 1.6162 ± 0.0190). (16 hops
-with the loop were not run.)""", {
+hops with two sweeps are level with all there is (three seeds of that: 1.6162 ± 0.0190). (4 and 16
+hops with the loop were not run.)""", {
     "S = 4, K = 2": by_hops("--lrt=1 --lrt_subsets=4 --lrt_sweeps=2", 693, (0, 1, 2, 4, 16)),
     "exact (loop)": {**by_hops(LOOP, 693, (0, 1, 2, 4)), "all": budget(LOOP, "2e12")},
 }, (1337,), ("hops = 0", "hops = 1", "hops = 2", "hops = 4", "hops = 16", "all"))
