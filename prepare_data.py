@@ -62,7 +62,7 @@ def check_numbers(s, least):
     for field in fields(s):
         value, low = getattr(s, field.name), least.get(field.name, 0)
         if not isinstance(value, str) and not low <= value <= 10 ** 9:      # nan neither
-            raise UsageError(f"--{field.name}={value}: must be from {low} to a billion")
+            raise UsageError(f"--{field.name}={value}: must be from {low} to 1,000,000,000")
 
 
 def run_script(main):

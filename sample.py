@@ -29,6 +29,10 @@ class Settings:
     device: str = "cpu"
 
 
+CHECKPOINT = {"model": dict, "config": dict, "settings": dict, "step": int, "log": list,
+              "losses": list, "optimizers": list}
+
+
 def find_device(name):
     """The name of a device that works; "": cuda, mps, ... if there is one. Raises UsageError."""
     name = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -55,8 +59,12 @@ def load_checkpoint(path, device="cpu"):
             raise ValueError("the weights have other sizes")
         model = GPT(config)
         model.load_state_dict(weights)
+        if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
+            raise TypeError
+        if not all(isinstance(row["step"], int) for row in checkpoint["log"]):
+            raise TypeError
         if checkpoint["settings"]["dataset"] not in TASKS:
-            if len(Codec(checkpoint["codec"]).token_bytes) != config.vocab_size:
+            if Codec(checkpoint["codec"]).vocab_size != config.vocab_size:
                 raise ValueError("the tokens are not those of the model")
     except (OSError, UsageError):
         raise

@@ -91,10 +91,13 @@ def check(s, typed):
                **dict.fromkeys(("resume", "overwrite", "eval_only", "lrt", "compile"), (0, 1))}
     for name, values in choices.items():
         if getattr(s, name) not in values:
-            raise UsageError(f"--{name}={getattr(s, name)}: must be one of {values}")
+            raise UsageError(f"--{name}={getattr(s, name)}: must be "
+                             f"{' or '.join(str(value) for value in values if value != '')}")
     least = dict.fromkeys(("lrt_subsets", "lrt_sweeps", "max_iters", "batch_size", "log_interval",
                            "gradient_accumulation_steps", "eval_interval", "eval_tokens"), 1)
     check_numbers(s, least | {"lrt_hops": -1, "lrt_memory_layer": -1})
+    if s.dropout >= 1:
+        raise UsageError(f"--dropout={s.dropout}: must be less than 1")
     number = r"(\d+\.?\d*|\.\d+)"
     weights = s.lrt_loss_weights
     if weights and not (re.fullmatch(f"{number}(,{number}){{{s.lrt_sweeps}}}", weights)
@@ -403,15 +406,23 @@ def run(s, resumed, device, rank, world, told):
     if resumed:
         step, log, losses = resumed["step"], resumed["log"], resumed["losses"]
         model.load_state_dict(resumed["model"])
-        for optimizer, state in zip(optimizers, resumed["optimizers"]):
-            optimizer.load_state_dict(state)
+        try:
+            for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            raise UsageError(f"{out} was trained with other optimizers, or is damaged") from e
     elif s.init_from:
         start_with_weights(model, s.init_from, codec)
+    if world > 1:
+        steps = torch.tensor([step, -step])
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        if steps.sum() != 0:
+            raise UsageError(f"all processes have to see the same {out}")
     compute = torch.compile(model) if s.compile else model
     if master:
         print(f"{'LRT' if s.lrt else 'plain GPT'}: {sum(p.numel() for p in model.parameters()):,} "
-              f"parameters, {device} x {world}, torch {torch.__version__}; {meta['source']}",
-              flush=True)
+              f"parameters, {device} x {world}, torch {torch.__version__}; {meta['source']}"
+              + (f"; {out} is at step {step:,}" if resumed else ""), flush=True)
     if s.eval_only:
         row = evaluate(model, s, val, rank, world)
         if master:
@@ -507,7 +518,8 @@ def run(s, resumed, device, rank, world, told):
     if not master:
         return
     if stop:
-        print(f"stopped after step {step:,}; to continue, add --resume=1")
+        print(f"stopped after step {step:,}; to continue: python train.py --resume=1 "
+              f"--out_dir={out}")
         return
     row = min((row for row in log if "exact" in row), key=lambda row: row["exact"])
     print(f"\nbest: step {row['step']:,} of {out}")
@@ -526,12 +538,13 @@ def start_with_weights(model, path, codec):
     if checkpoint["codec"] != codec:
         raise UsageError(f"--init_from={path} has other tokens than the data set")
     there, own = checkpoint["model"], model.state_dict()
-    for name in own.keys() & there.keys():
-        if own[name].shape != there[name].shape:
+    for name in own:
+        if name in there and own[name].shape != there[name].shape:
             raise UsageError(f"--init_from={path}: {name} is {tuple(there[name].shape)}, here "
-                             f"{tuple(own[name].shape)}; a new run needs the same sizes")
-    model.load_state_dict(there, strict=False)
-    print(f"weights of {path}; it has no {', '.join(own.keys() - there.keys()) or 'others'}")
+                             f"{tuple(own[name].shape)}; the sizes must be the same")
+    missing, unused = model.load_state_dict(there, strict=False)
+    print(f"weights of {path}; not in it: {', '.join(missing) or 'none'}; not used: "
+          f"{', '.join(unused) or 'none'}")
 
 
 if __name__ == "__main__":
