@@ -1,106 +1,116 @@
-"""Sample text from a checkpoint:  python sample.py --out_dir=out --prompt="ROMEO:"
-With a model of a task, its answers:  python sample.py --out_dir=out --prompt="1 0 1 1" """
+"""Sample from a trained model:
+
+    python sample.py --out_dir=out --prompt="ROMEO:"
+    python sample.py --out_dir=out-parity --prompt="1 0 1 1"      a task: the state after each input
+"""
+import codecs
+import signal
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from support.checkpoint import find_device, load_checkpoint
-from support.files import read_text
-from support.options import MAX_SEED, option, parse
-from support.script import Unusable, say, script, warn
+from lrt import GPT, GPTConfig
+from prepare_data import (TASKS, Codec, UsageError, check_numbers, parse_args, read_text,
+                          run_script)
 
 
 @dataclass
 class Settings:
-    out_dir: str = option("out", "folder of a run (its best.pt, or else last.pt), or a checkpoint",
-                          bool)
-    prompt: str = option("", "text to go on from, or FILE:path; none: a line break")
-    num_samples: int = option(1, "how many texts, one after the other", (1, 10 ** 9))
-    max_new_tokens: int = option(500, "length of each", (1, 10 ** 12))
-    temperature: float = option(0.8, "0: always the likeliest token", (0.0, 1000.0))
-    top_k: int = option(200, "only from the k likeliest tokens", (1, 10 ** 9))
-    seed: int = option(1337, "same seed, same text", (0, MAX_SEED))
-    device: str = option("", "cpu, cuda, mps ...; none: the best one here")
+    out_dir: str = "out"            # the folder of a run, or a checkpoint
+    prompt: str = ""                # a text, or FILE:path; default: a line break
+    num_samples: int = 1
+    max_new_tokens: int = 500       # it never runs out of context: the attention window slides
+    temperature: float = 0.8        # 0: always the likeliest token
+    top_k: int = 200                # only from the k likeliest
+    seed: int = 1337
+    device: str = "cpu"
 
 
-@script
-def main(argv):
-    print_samples(argv)
+CHECKPOINT = {"model": dict, "config": dict, "settings": dict, "step": int, "log": list,
+              "losses": list, "optimizers": list}
 
 
-def print_samples(argv):
-    """What main() does, for who goes on afterwards: it does not exit but raises Unusable or
-    FileNotFoundError, and BrokenPipeError when nobody reads any more."""
-    s, given = parse(Settings, __doc__, argv)
-    device = find_device(s.device)
-    model, codec, _ = load_checkpoint(s.out_dir, device)
-    is_task = codec.kind == "numbers"
-    if "prompt" in given or is_task:
-        prompt = codec.encode(prompt_text(s.prompt))
-    else:
-        prompt = [first_token(codec)]
-    if not prompt:
-        raise Unusable("--prompt is empty; give some text, or to a model of a task numbers: "
-                       '--prompt="1 0 1 1"')
-    prompt = torch.tensor([prompt], device=device)
-    if is_task:
-        show(codec.decode(answers(model, prompt)).strip() + "\n")
-        return
-    generator = torch.Generator(device).manual_seed(s.seed)
-    for n in range(s.num_samples):
-        if n > 0:
-            show("---------------\n")
-        speed = stream(model, codec, prompt, s, generator)
-    warn(speed)
+def find_device(name):
+    """The name of a device that works; "": cuda, mps, ... if there is one. Raises UsageError."""
+    name = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as e:              # each kind of device has its own
+        raise UsageError(f"--device={name} cannot be used here") from e
+    return name
 
 
-def prompt_text(prompt):
-    """What the prompt says, or what is in the file that it names."""
-    if prompt.startswith("FILE:"):
-        return read_text(prompt.removeprefix("FILE:"))
-    return prompt
-
-
-def first_token(codec):
-    """What a text begins after: a line break, where there is one among the tokens."""
-    if b"\n" in codec.token_bytes:
-        return codec.token_bytes.index(b"\n")
-    return 0
-
-
-def show(text):
-    """Print at once, for who reads along. There is nothing more to do for who has left."""
-    if not say(text, end=""):
-        raise BrokenPipeError
+def load_checkpoint(path, device="cpu"):
+    """The model, and all else in the checkpoint, of a run's folder (its best.pt, else its last.pt)
+    or of a file. Runs no code from it. Raises UsageError if there is none, or it is damaged."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / ("best.pt" if (path / "best.pt").exists() else "last.pt")
+    if not path.exists():
+        raise UsageError(f"there is no checkpoint {path}; train.py writes one into its --out_dir")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
+        sizes = [*weights["embed.weight"].shape, *weights["alpha"].shape]
+        if sizes != [config.vocab_size, config.n_embd, config.n_layer]:     # before it is built
+            raise ValueError("the weights have other sizes")
+        model = GPT(config)
+        model.load_state_dict(weights)
+        if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
+            raise TypeError
+        if not all(isinstance(row["step"], int) for row in checkpoint["log"]):
+            raise TypeError
+        if checkpoint["settings"]["dataset"] not in TASKS:
+            if Codec(checkpoint["codec"]).vocab_size != config.vocab_size:
+                raise ValueError("the tokens are not those of the model")
+    except (OSError, UsageError):
+        raise
+    except Exception as e:              # a damaged or hostile file can raise anything
+        raise UsageError(f"{path} is of an older edition of this code, or damaged, or no "
+                         f"checkpoint of train.py ({type(e).__name__})") from e
+    return model.to(device).eval(), checkpoint
 
 
 @torch.no_grad()
-def answers(model, inputs):
-    """A task's state after each input (1, T), one by one, as it is trained to tell: T numbers."""
-    cache = model.init_cache(1)
-    return [model.step(one, cache).argmax().item() for one in inputs.T]
+def main(argv=None):
+    s = Settings(**parse_args(Settings, __doc__, argv))
+    check_numbers(s, dict(num_samples=1, max_new_tokens=1, top_k=1))
+    s.device = find_device(s.device)
+    model, checkpoint = load_checkpoint(s.out_dir, s.device)
+    if s.prompt.startswith("FILE:"):
+        s.prompt = read_text(s.prompt.removeprefix("FILE:"))
 
+    task = checkpoint["settings"]["dataset"]
+    if task in TASKS:
+        known = {str(n): n for n in range(TASKS[task].shape[1])}
+        prompt = (s.prompt or "1 0 1 1").split()
+        if not set(prompt) <= set(known):
+            raise UsageError(f"--prompt: {task} knows the inputs {', '.join(known)}")
+        inputs = torch.tensor([known[word] for word in prompt], device=s.device)
+        cache = model.init_cache(1)
+        print(*(model.step(x, cache).argmax().item() for x in inputs.split(1)))
+        return
 
-def stream(model, codec, prompt, s, generator):
-    """Print the prompt (1, T) and what follows, token by token. It may go on for ever: nothing is
-    kept. Returns a line about time and prefill."""
-    decode = codec.decoder()
-    show("".join(decode(token) for token in prompt[0].tolist()))
-    cache = model.init_cache(1)
-    start = time.perf_counter()
-    first = None
-    for token in model.generate(prompt, s.max_new_tokens, s.temperature, s.top_k, generator, cache):
-        if first is None:
-            first = time.perf_counter()             # the prompt has been read
-        show(decode(token.item()))
-    show("\n")
-    seconds = time.perf_counter() - first
-    change = f"last change {cache.residual:.0e}" if cache.residual else "exact"
-    return (f"prompt of {prompt.size(1):,} tokens in {1000 * (first - start):.0f} ms "
-            f"({cache.sweeps} sweeps, {change}), "
-            f"then {(s.max_new_tokens - 1) / max(seconds, 1e-9):,.0f} tokens per second")
+    codec = Codec(checkpoint["codec"])
+    line_break = codec.token_bytes.index(b"\n") if b"\n" in codec.token_bytes else 0
+    prompt = torch.tensor([codec.encode(s.prompt) or [line_break]], device=s.device)
+    generator = torch.Generator(s.device).manual_seed(s.seed)
+    for n in range(s.num_samples):
+        if n > 0:
+            print("---------------")
+        print(s.prompt, end="", flush=True)
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")     # tokens can split a character
+        start = time.perf_counter()
+        for token in model.generate(prompt, s.max_new_tokens, s.temperature, s.top_k, generator):
+            print(utf8.decode(codec.token_bytes[token.item()]), end="", flush=True)
+        speed = s.max_new_tokens / (time.perf_counter() - start)
+        print(f"\n({speed:,.0f} tokens per second)", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it without a traceback
+    run_script(main)
