@@ -30,20 +30,19 @@ LRT = {
     "middle layer": dict(n_layer=3, memory_layer=-2, memory_proj="layerwise"),
     "one head": dict(n_layer=1, n_head=1, n_embd=6),
 }
-PLAIN = {"plain": dict(lrt=False)}
 OTHER = {       # equations: what the token passes on, given its latent and its memory
     "leaky": lambda latent, m: (latent + m) / 2,
     "two back": lambda latent, m: torch.cat([latent[..., :4], m[..., :4]], dim=-1),
 }
-each_config = pytest.mark.parametrize("name", [*LRT, *PLAIN])
+each_config = pytest.mark.parametrize("name", [*LRT, "plain"])
 any_equations = pytest.mark.parametrize("name", [*LRT, *OTHER])
 with_and_without_gradients = pytest.mark.parametrize("grad", [True, False])
 
 
 def tiny(name="shared", scale=0.3, **changes):
     """A float64 model with the same random weights on every machine; none is 0."""
-    config = dict(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, lrt=True)
-    config = {**config, **LRT.get(name, {}), **PLAIN.get(name, {}), **changes}
+    config = dict(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, lrt=name != "plain")
+    config.update({**LRT.get(name, {}), **changes})
     model = lrt.GPT(lrt.GPTConfig(**config)).double().eval()
     rng, start = np.random.RandomState(0), dict(alpha=1, beta=0.1, gamma=0.1)
     for parameter, p in sorted(model.named_parameters()):
@@ -114,18 +113,17 @@ def cost(noted):
 
 def state(x):
     """What a cache or a chunk holds, as copies."""
-    held = dict(h=getattr(x, "h", x.latent), latent=x.latent)
-    held.update((f"keys and values of layer {i}", kv) for i, kv in enumerate(x.kv, 1))
-    return {name: tensor.clone() for name, tensor in held.items()}
+    h = getattr(x, "h", x.latent)
+    return dict(h=h.clone(), latent=x.latent.clone(), kv=torch.stack(x.kv))
 
 
 def known(*which):
     """{name: numbers} of the second implementation."""
-    here, start = Path(__file__).parent, "/".join(which) + "/"
-    beside = here / "known.npz"
-    with np.load(beside if beside.exists() else here / "course" / "known.npz") as file:
-        return {name.removeprefix(start): torch.from_numpy(file[name])
-                for name in file if name.startswith(start)}
+    start, here = "/".join(which) + "/", Path(__file__).parent
+    path, = [*here.glob("known.npz"), *here.glob("course/known.npz")][:1]
+    file = np.load(path)
+    return {name.removeprefix(start): torch.from_numpy(file[name])
+            for name in file if name.startswith(start)}
 
 
 # ---- How things are compared
@@ -163,18 +161,12 @@ def slopes(f, model, **inputs):
         close((grad * way).sum(), slope, f"gradient of {name}", atol=1e-6 * (1 + abs(slope)))
 
 
-def exact_positions(logits, exact):
-    """How many positions are exact, from the first one on."""
-    return [*((logits - exact).abs().amax((0, 2)) > 1e-9), True].index(True)
-
-
 # ---- Configuration, and functions of a few lines
 
 
 @pytest.mark.parametrize("wrong", [
-    dict(n_layer=0), dict(vocab_size=2.5), dict(n_embd=10), dict(n_embd=15, n_head=3),
-    dict(dropout=1.0), dict(memory_layer=3), dict(memory_layer=0), dict(memory_layer=-3),
-    dict(memory_layer=1.5), dict(memory_proj="both"), dict(lrt=2)], ids=str)
+    dict(n_layer=0), dict(vocab_size=2.5), dict(n_embd=10), dict(dropout=1.0), dict(lrt=2),
+    dict(memory_layer=3), dict(memory_layer=0), dict(memory_layer=-3), dict(memory_proj="both")])
 def test_impossible_configurations_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         tiny(**wrong)
@@ -182,9 +174,10 @@ def test_impossible_configurations_are_named(wrong):
 
 def test_rotary_turns_pair_j_by_t_over_10000_to_the_2j_over_D():
     """Also at late positions in float32."""
-    angles = [[t * 10000 ** (-2 * j / 8) for j in range(4)] for t in (10**7, 10**7 + 1)]
-    right = [[[f(angle) for angle in row] for row in angles] for f in (math.cos, math.sin)]
-    close(lrt.rotary(10**7, 2, 8, like=torch.zeros(1)), torch.tensor(right), atol=1e-6)
+    for t in (0, 10**7):
+        angles = [t * 10000 ** (-2 * j / 8) for j in range(4)]
+        right = [[[f(angle) for angle in angles]] for f in (math.cos, math.sin)]
+        close(lrt.rotary(t, 1, 8, like=torch.zeros(1)), torch.tensor(right), atol=1e-6)
 
 
 @pytest.mark.parametrize("B, T", [(2, 5), (3, 1)])
@@ -195,7 +188,6 @@ def test_ex1_memory_is_the_latent_of_the_token_before(B, T):
     close(m[:, 0], first, "m_0")
     for t in range(1, T):
         close(m[:, t], latent[:, t - 1], f"m_{t}")
-    close([latent, first], [numbers(B, T, 3), numbers(B, 3, seed=1)], "changed in place")
     torch.autograd.gradcheck(lrt.shift_right, (latent, first), fast_mode=True)
     assert lrt.shift_right(latent.to("meta"), first.to("meta")).is_meta
 
@@ -203,9 +195,9 @@ def test_ex1_memory_is_the_latent_of_the_token_before(B, T):
 def test_cross_entropy_is_a_mean_over_targets():
     """Those of -1 do not count; without any other the loss is 0."""
     logits, targets = numbers(1, 3, 11), torch.tensor([[4, -1, 7]])
-    p = logits.softmax(-1)
-    close(lrt.cross_entropy(logits, targets), -(p[0, 0, 4].log() + p[0, 2, 7].log()) / 2)
-    assert lrt.cross_entropy(logits, torch.full_like(targets, -1)) == 0
+    right = torch.nn.functional.cross_entropy(logits[0, ::2], targets[0, ::2])
+    close(lrt.cross_entropy(logits, targets), right)
+    assert lrt.cross_entropy(logits[:, 1:2], targets[:, 1:2]) == 0
     with pytest.raises(ValueError, match="targets"):
         lrt.cross_entropy(logits, targets[:, :2])
 
@@ -230,7 +222,6 @@ def test_ex3_memory_enters_keys_and_values_through_gates(case, memory):
     attention, inputs = qkv_case(case)
     inputs = [x.requires_grad_() for x in inputs[:3 if memory else 1]]
     close(dict(zip("qkv", attention.qkv(*inputs))), known("qkv", case, str(memory)))
-    close(inputs, qkv_case(case)[1][:len(inputs)], "changed in place")
     for n in range(3):
         slopes(lambda: weighed(attention.qkv(*inputs)[n]), attention,
                **dict(zip(("y", "m_k", "m_v"), inputs)))
@@ -240,20 +231,19 @@ def test_ex3_memory_enters_keys_and_values_through_gates(case, memory):
 
 
 @pytest.mark.parametrize("W, past, T", [
-    (7, 0, 3), (7, 1, 2), (7, 6, 1), (7, 5, 2), (7, 6, 9), (1, 0, 5), (2, 1, 2)])
+    (7, 1, 3), (7, 6, 1), (7, 5, 9), (1, 0, 5), (2, 1, 2)])
 def test_ex2_the_cache_keeps_what_later_tokens_need(W, past, T):
     """Keys and values of the last W - 1 positions, the last latent, and the number of tokens."""
     cache = lrt.Cache([numbers(2, 2, 2, past, 4)] * 3, numbers(2, 8), pos=40)
     chunk = lrt.Chunk(numbers(2, T, 8), cache, W)
     chunk.kv = [numbers(2, 2, 2, past + T, 4, seed=i).requires_grad_() for i in range(3)]
     chunk.h, chunk.latent = (numbers(2, T, 8, seed=s).requires_grad_() for s in (4, 5))
-    before, stays = state(chunk), range(past + T)[max(0, past + T - W + 1):]
+    before, stays = state(chunk), [*range(past + T)][max(0, past + T - W + 1):]
     chunk.finish()
+    close(cache.latent, before["latent"][:, T - 1], "latent")
+    close(torch.stack(cache.kv), before["kv"][..., stays, :], "keys and values")
+    close(chunk.h, before["h"], "h, of which logits are still computed")
     assert cache.pos == 40 + T
-    close(cache.latent, chunk.latent[:, T - 1], "latent")
-    for i in range(3):
-        close(cache.kv[i].unbind(3), tuple(chunk.kv[i][..., j, :] for j in stays), f"layer {i}")
-    close(state(chunk), before, "the chunk, changed in place")
     assert all(x.requires_grad for x in (cache.latent, *cache.kv)), "gradients end here"
 
 
@@ -264,11 +254,8 @@ def test_ex2_a_chunk_is_finished_once(between):
     cache = model.init_cache(2)
     chunk = model.begin(idx, cache)
     chunk.finish() if between == "finish" else model.step(idx[:, 0], cache)
-    before = state(cache)
-    for call in (chunk.finish, lambda: model.sweep(chunk, 2)):
-        with pytest.raises(ValueError):
-            call()
-    close(state(cache), before, "the cache, after an error")
+    with pytest.raises(ValueError):
+        chunk.finish()
 
 
 # ---- Caches and chunks in use
@@ -278,21 +265,20 @@ def test_ex2_a_chunk_is_finished_once(between):
 def test_chunks_and_caches_do_not_write_over_each_other(grad):
     """Two chunks of one cache, then a copy of it that goes on with other tokens, in turn."""
     model, idx, other = batch(T=12)
-    other[:, :4] = idx[:, :4]
-    right, others = loop(model, idx), loop(model, other)
+    texts = [idx, torch.cat([idx[:, :4], other[:, 4:]], dim=1)]
+    right = [loop(model, text) for text in texts]
     with torch.set_grad_enabled(grad):
         cache = after(model, idx[:, :4])
-        chunk, second = model.begin(idx[:, 4:7], cache), model.begin(other[:, 4:7], cache)
-        model.sweep(chunk, 3)
-        model.sweep(second, 3)
-        close(model.logits(chunk.h), right[:, 4:7], "the first chunk")
-        close(model.logits(second.h), others[:, 4:7], "the second chunk")
-        copy = cache.copy()
-        chunk.finish()
-        close(steps(model, other[:, 4:7], copy), others[:, 4:7], "a copy")
-        for t in range(7, 12):
-            close(model.step(idx[:, t], cache), right[:, t], f"the cache, step {t}")
-            close(model.step(other[:, t], copy), others[:, t], f"its copy, step {t}")
+        chunks = [model.begin(text[:, 4:7], cache) for text in texts]
+        for chunk in chunks:
+            model.sweep(chunk, 3)
+        for n in (0, 1):
+            close(model.logits(chunks[n].h), right[n][:, 4:7], f"chunk {n}")
+        caches = [cache, cache.copy()]
+        chunks[0].finish()
+        for n in (0, 1) * 5:
+            pos = caches[n].pos
+            close(model.step(texts[n][:, pos], caches[n]), right[n][:, pos], f"cache {n}, {pos}")
 
 
 @with_and_without_gradients
@@ -315,35 +301,16 @@ def test_a_long_text_in_pieces():
     steps(model, idx[:, :6], cache)
     cache.kv, cache.latent = [kv.detach() for kv in cache.kv], cache.latent.detach()
     logits = steps(model, idx[:, 6:], cache)
-    copy = lrt.Cache([kv.detach() for kv in cache.kv], cache.latent.detach(), cache.pos)
+    cache.kv = [kv.detach() for kv in cache.kv]
     with torch.no_grad():
-        steps(model, other, copy)
+        steps(model, other, cache.copy())
         steps(model, other, cache)
     separate = steps(model, idx[:, 6:], after(model, idx[:, :6]))
     close(logits, separate)
     close(gradients(weighed(logits), model), gradients(weighed(separate), model))
 
 
-def test_without_gradients_steps_copy_no_keys():
-    """They are written into room that is made once in a while."""
-    model, idx, _ = batch(T=40)
-    cache, held = model.init_cache(2), []
-    with torch.no_grad():
-        for token in idx.unbind(1):
-            model.step(token, cache)
-            held.append(cache.kv[1].untyped_storage())
-    assert len({x.data_ptr() for x in held}) < 10 and cache.kv[1].size(3) == 7
-
-
 # ---- Parameters
-
-
-@pytest.mark.parametrize("proj, n", [("shared", 1), ("layerwise", 2)])
-def test_lrt_adds_gamma_and_gates_to_each_layer_and_n_pairs_of_U(proj, n):
-    plain, more = (sum(p.numel() for p in tiny(memory_proj=proj, lrt=has).parameters())
-                   for has in (False, True))
-    assert plain == 2 * 11 * 8 + 2 * (12 * 8 * 8 + 2)
-    assert more - plain == 2 + 2 * (4 * 8) + n * (2 * 8 * 8)
 
 
 def test_initial_values():
@@ -355,7 +322,7 @@ def test_initial_values():
         if p.dim() == 1:
             assert (p == (1.0 if kind == "alpha" else 0.1)).all(), name
         else:
-            assert abs(p.std() - std) <= 0.02 * std and abs(p.mean()) <= 0.02 * std, name
+            assert abs(p.std() - std) <= 0.02 * std, name
 
 
 def test_logits_are_capped_and_in_float32():
@@ -388,7 +355,6 @@ def test_ex4_the_equations(name, memory):
     model, x0, m = layers_case(name)
     m = None if memory == "none" or name == "plain" else (m * (memory == "memory"))
     close(run_layers(model, x0, m), known("layers", name, "memory" if memory == "memory" else "none"))
-    close(x0, layers_case(name)[1], "x0, changed in place")
     inputs = dict(x0=x0.requires_grad_()) if m is None else dict(
         x0=x0.requires_grad_(), m=m.requires_grad_())
     if memory != "zeros":
@@ -421,9 +387,9 @@ def test_ex4_dropout_and_device_of_x0_stay():
 
 @each_config
 def test_ex5_step_is_the_recurrence(name):
-    """12 tokens with a window of 8, each against the equations; the second of three rows."""
+    """12 tokens with a window of 8, each against the equations; the second of two rows."""
     model, right = tiny(name), known("exact", name)
-    idx, cache = torch.cat([tokens(1, 12, seed) for seed in (5, 1, 6)]), model.init_cache(3)
+    idx, cache = torch.cat([tokens(1, 12, seed=5), tokens(1, 12)]), model.init_cache(2)
     for t, token in enumerate(idx.unbind(1)):
         close(model.step(token, cache)[1], right["logits"][t], f"logits at position {t}")
         close(cache.latent[1], right["latent"][t], f"latent of position {t}")
@@ -450,13 +416,6 @@ def test_ex5_every_latent_counts(name):
         assert name == "plain" or grad.abs().max() > 1e-6, f"{what} has no effect"
 
 
-def test_the_loss_of_the_loop():
-    model, idx, targets = batch()
-    logits, loss = model.forward_sequential(idx, targets)
-    close(loss, lrt.cross_entropy(logits, targets))
-    assert model.forward_sequential(idx)[1] is None
-
-
 # ---- GPT.sweep
 
 
@@ -465,15 +424,18 @@ def test_the_loss_of_the_loop():
 @pytest.mark.parametrize("past, S", [(0, 1), (0, 2), (5, 3), (5, 9)])
 def test_ex6_consistent_a_sweep_is_one_position_after_another(name, past, S, grad):
     """Subset after subset. Position t has the memory that latent_{t-1} was when its subset began.
-    h and latent of the pass before stay as they were, and so does the cache."""
-    model, idx, cache = tiny(name), tokens(2, 7, seed=2), after(tiny(name), tokens(2, past))
-    cache.latent = numbers(*cache.latent.shape)
+    Gradients go through all of it. What the pass before left as h and latent stays as it was, and
+    so does the cache."""
+    model, idx, _ = batch(name, T=7)
+    cache = after(model, tokens(2, past))
+    cache.latent = numbers(*cache.latent.shape).requires_grad_()
     with torch.set_grad_enabled(grad):
         chunk, slow = model.begin(idx, cache), model.begin(idx, cache)
         for n in range(2):
-            h, latent, before = chunk.h, chunk.latent, (state(cache), chunk.h.clone(), chunk.latent.clone())
+            old = cache.kv, chunk.h, chunk.latent
+            copies = [kv.clone() for kv in cache.kv], chunk.h.clone(), chunk.latent.clone()
             model.sweep(chunk, S)
-            close((state(cache), h, latent), before, "changed in place")
+            close(old, copies, "changed in place")
             for s in range(min(S, 7)):
                 h, latent = slow.h.clone(), slow.latent.clone()
                 for t in range(s, 7, S):
@@ -483,49 +445,22 @@ def test_ex6_consistent_a_sweep_is_one_position_after_another(name, past, S, gra
                 slow.h, slow.latent = h, latent
             close(state(chunk), state(slow), f"sweep {n + 1}")
     assert cache.pos == past
+    if grad:
+        model.first = torch.nn.Parameter(cache.latent)      # one more
+        close(*(gradients(weighed(*state(x).values()), model) for x in (chunk, slow)))
 
 
-@with_and_without_gradients
-@any_equations
-@pytest.mark.parametrize("past, T", [(0, 7), (5, 4), (9, 1), (0, 12)])
-def test_ex6_consistent_S_T_is_step(name, past, T, grad):
-    """A sweep of T subsets over T tokens is T steps, and steps can go on from there."""
-    model, idx, _ = batch(name, T=past + T + 2)
-    right, end = loop(model, idx), past + T
-    with torch.set_grad_enabled(grad):
-        cache = after(model, idx[:, :past])
-        chunk = model.begin(idx[:, past:end], cache)
-        model.sweep(chunk, T + 1)
-        close(model.logits(chunk.h), right[:, past:end], "logits of the chunk")
-        chunk.finish()
-        close(steps(model, idx[:, end:], cache), right[:, end:], "logits of later steps")
-
-
-@pytest.mark.parametrize("name, S, n", [
-    ("shared", 1, 2), ("shared", 2, 2), ("first layer", 3, 1), ("layerwise", 5, 1)])
-def test_ex6_consistent_gradients_go_through_all_passes(name, S, n):
-    """To the parameters and to the latent that the cache begins with."""
-    model, idx, _ = batch(name, T=5, n_layer=2)
-    first = numbers(2, 8).requires_grad_()
-
-    def value():
-        cache = model.init_cache(2)
-        cache.latent = first
-        chunk = model.begin(idx, cache)
-        for _ in range(n):
-            model.sweep(chunk, S)
-        return weighed(chunk.h, chunk.latent, *chunk.kv)
-
-    slopes(value, model, first=first)
-
-
-def test_ex6_subsets_and_device():
+def test_ex6_impossible_sweeps_and_other_devices():
+    """ValueError for no subsets and for a finished chunk."""
     model = tiny().to("meta")
     chunk = model.begin(tokens(2, 5).to("meta"), model.init_cache(2))
     model.sweep(chunk, 2)
     assert chunk.h.is_meta
     with pytest.raises(ValueError, match="subsets"):
         model.sweep(chunk, 0)
+    chunk.finish()
+    with pytest.raises(ValueError):
+        model.sweep(chunk, 2)
 
 
 # ---- GPT.forward_parallel
@@ -537,9 +472,9 @@ DIALS = [(1, 2), (2, 1), (3, 2), (7, 1)]        # S, K for 7 tokens
 @pytest.mark.parametrize("name", ["shared", "middle layer"])
 @pytest.mark.parametrize("S, K", DIALS)
 def test_ex7_logits_after_each_sweep(name, S, K):
-    """Against the equations; the second of three rows."""
+    """Against the equations; the second of two rows."""
     model, right = tiny(name), known("passes", name, f"S={S}")["logits"]
-    idx = torch.cat([tokens(1, 7, seed) for seed in (5, 1, 6)])
+    idx = torch.cat([tokens(1, 7, seed=5), tokens(1, 7)])
     for k in range(K + 1):
         logits, loss = model(idx, subsets=S, sweeps=k)
         close(logits[1], right[k], f"logits after sweep {k}")
@@ -566,9 +501,8 @@ def test_ex7_consistent_how_many_positions_are_exact(name):
     model, idx, _ = batch(name, T=8)
     exact = loop(model, idx)
     for S, K in ((1, 0), (1, 3), (2, 0), (2, 1), (2, 3), (3, 2), (5, 1), (8, 1)):
-        with torch.no_grad():
-            mine = exact_positions(model(idx, subsets=S, sweeps=K)[0], exact)
-        assert mine == max(K + 1, S * K), f"S = {S}, K = {K}"
+        off = (model(idx, subsets=S, sweeps=K)[0] - exact).abs().amax((0, 2)) > 1e-9
+        assert [*off, True].index(True) == max(K + 1, S * K), f"S = {S}, K = {K}"
 
 
 def test_ex7_cost_is_a_pass_and_one_more_for_each_sweep():
@@ -629,18 +563,10 @@ def test_ex9_each_hop_adds_a_term_of_the_series(name, S, K):
     """dloss/dθ = ∂loss/∂θ + λᵀ ∂latent/∂θ with λ = g + Jᵀ g + Jᵀ Jᵀ g + ..., one term for each hop.
     Here g and J are written out: derivatives of one pass by the latents z, which the dial leaves."""
     model, idx, targets = batch(name, B=1, T=4)
-    z, cache = [], model.init_cache(1)
-    if S is None:
-        for token in idx.unbind(1):
-            model.step(token, cache)
-            z.append(cache.latent)
-        z = torch.stack(z, dim=1)
-    else:
-        chunk = model.begin(idx, cache)
-        for _ in range(K):
-            model.sweep(chunk, S)
-        z = chunk.latent
-    z = z.detach().requires_grad_()
+    chunk = model.begin(idx, model.init_cache(1))
+    for _ in range(K):
+        model.sweep(chunk, S or 4)              # S = T is the loop
+    z = chunk.latent.detach().requires_grad_()
     chunk = one_pass(model, idx, z)
     logits = model.logits(chunk.h)
     loss = lrt.cross_entropy(logits, targets)
@@ -667,30 +593,31 @@ def test_ex9_consistent_T_1_hops_have_the_gradient_of_the_loop(name, B, T, S, K)
         close(gradients(mine[1], model), gradients(right[1], model), f"{hops} hops")
 
 
-@pytest.mark.parametrize("S, K", [(1, 2), (3, 1), (None, 1)])
+@pytest.mark.parametrize("S, K", [(1, 4), (4, 2), (None, 0)])
 def test_ex9_only_the_last_pass_has_gradients_logits_and_dropout(S, K):
     """It computes all positions; those before it look for the latents."""
     model, idx, targets = batch(T=4, dropout=0.5)
-    heads, losses, noted = [], [], passes(model.train())
+    heads, noted, losses = [], passes(model.train()), []
     model.head.register_forward_hook(lambda *_: heads.append(1))
-    model.forward_hops(idx, targets, S, K, 1)
-    assert noted[-1] == (4, 4, True) and not any(grad for _, _, grad in noted[:-1])
-    assert len(heads) == 1 and cost(noted) == 4 * (2 + K if S else 2)
-    for dial in ((4, 1), (4, 2), (None, 1)):        # all of these find the exact latents
+    for dial in ((S, K), (4, 1)):
         torch.manual_seed(0)
         losses.append(model.forward_hops(idx, targets, *dial, 0)[1])
-    close(losses, losses[:1] * 3, "losses with the same dropout")
+        assert noted[-1] == (4, 4, True) and not any(grad for _, _, grad in noted[:-1])
+        assert cost(noted) == 4 * (2 + dial[1])
+    assert len(heads) == 2, "logits of the last pass, in two calls"
+    close(losses[0], losses[1], "losses with exact latents and the same dropout")
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("S", [2, None])
-def test_ex9_without_gradients_there_are_logits_and_loss(mode, S):
+def test_ex9_without_gradients_there_are_logits_and_loss(S):
     model, idx, targets = batch()
     right = model.forward_hops(idx, targets, S)
-    with mode():
-        mine = model.forward_hops(idx, targets, S)
-        close(mine, tuple(x.detach() for x in right))
-    assert not mine[1].requires_grad and model.forward_hops(idx, subsets=S)[1] is None
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            mine = model.forward_hops(idx, targets, S)
+            close(mine, right)
+        assert not mine[1].requires_grad
+    assert model.forward_hops(idx, subsets=S)[1] is None
 
 
 # ---- GPT.forward
@@ -716,16 +643,16 @@ def test_ex9_impossible_dials_are_named():
                 dict(loss_weights=(0, 1), subsets=2, hops=1)])
 
 
-@pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(hops=1)], ids=str)
+@pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(hops=1)])
 def test_impossible_texts_are_refused(dial):
     model, idx, _ = batch(T=9)
-    for text, targets in ((idx, None), (idx[:, :0], None), (idx[:0], None), (idx[:, :4], idx)):
+    for text in (idx, idx[:, :0], idx[:0]):
         with pytest.raises(ValueError):
-            model(text, targets, **dial)
+            model(text, **dial)
 
 
 @any_equations
-@pytest.mark.parametrize("dial", [dict(), dict(subsets=1, sweeps=2), dict(subsets=2)], ids=str)
+@pytest.mark.parametrize("dial", [dict(), dict(subsets=1, sweeps=2), dict(subsets=2)])
 def test_consistent_causality(name, dial):
     """A token changes the logits at its own position and at all later ones, in its own row."""
     model, idx, _ = batch(name)
@@ -733,16 +660,14 @@ def test_consistent_causality(name, dial):
         other = idx.clone()
         other[1, t] = (idx[1, t] + 1) % 11
         changed = (model(other, **dial)[0] - model(idx, **dial)[0]).abs().amax(2) > 1e-9
-        assert changed.tolist() == [[False] * 6, [u >= t for u in range(6)]], f"token {t}"
+        assert changed.tolist() == [[False] * 6, [False] * t + [True] * (6 - t)], f"token {t}"
 
 
 def test_dropout_is_drawn_in_training_and_with_gradients():
-    model, idx, targets = batch(dropout=0.5)
-    exact = model(idx, targets)
-    model.train()
-    assert (model(idx)[0] - exact[0]).abs().max() > 1e-3
-    with torch.no_grad():
-        close(model(idx, targets), tuple(x.detach() for x in exact))
+    model, idx, _ = batch(dropout=0.5)
+    exact = loop(model, idx)
+    close(loop(model.train(), idx), exact)
+    assert (model(idx)[0] - exact).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("dial, most", [(dict(subsets=2), 1), (dict(hops=1, subsets=2), 3)])
@@ -804,15 +729,14 @@ def test_ex8_a_change_of_tol_is_small_enough():
         chunk = model.begin(idx, model.init_cache(1))
         before = state(chunk)
         model.sweep(chunk, S)
-    change = max((x - before[name]).abs().max().item() for name, x in state(chunk).items())
+    tol = max((x - before[name]).abs().max().item() for name, x in state(chunk).items())
     noted = passes(model)
-    for tol, sweeps in ((change, 1), (0.999 * change, 2)):
-        model.prefill(idx, model.init_cache(1), subsets=S, tol=tol)
-        assert cost(noted) == 20 * (1 + sweeps)
+    model.prefill(idx, model.init_cache(1), subsets=S, tol=tol)
+    assert cost(noted) == 20 * 2
 
 
-@pytest.mark.parametrize("name", [*LRT, *PLAIN, *OTHER])
-@pytest.mark.parametrize("S, cuts", [(1, [10]), (3, [3, 4, 1, 2]), (100, [8, 2]), (1, [25])])
+@pytest.mark.parametrize("name", [*LRT, *OTHER, "plain"])
+@pytest.mark.parametrize("S, cuts", [(1, [25]), (3, [3, 4, 1, 2]), (100, [8, 2])])
 def test_ex8_consistent_prefill_then_step_is_step(name, S, cuts):
     """A prompt in pieces, whatever the weights: ⌈T/S⌉ sweeps are enough. The latent that the cache
     begins with counts."""
@@ -828,17 +752,14 @@ def test_ex8_consistent_prefill_then_step_is_step(name, S, cuts):
     close(steps(model, idx[:, -2:], cache), steps(model, idx[:, -2:], right), "later steps")
 
 
-def test_ex8_a_long_prompt_is_read_in_pieces():
+@pytest.mark.parametrize("W, sizes", [(8, [512, 3]), (513, [513, 2])])
+def test_ex8_a_long_prompt_is_read_in_pieces(W, sizes):
     """Of 512 tokens, or block_size if that is more; each is swept until it has settled."""
-    model, idx, _ = batch(B=1, T=515, scale=0.05, n_layer=1)
+    model, idx, _ = batch(B=1, T=516, scale=0.05, n_layer=1, block_size=W)
     right, cache, noted = loop(model, idx), model.init_cache(1), passes(model)
-    close(model.prefill(idx[:, :514], cache, tol=1e-10), right[:, 513], "logits", atol=1e-8)
-    assert [T for n, T, _ in noted if n == T] == [512, 2]
-    close(model.step(idx[:, 514], cache), right[:, 514], "the next step", atol=1e-8)
-    model = tiny(n_layer=1, block_size=513)
-    noted = passes(model)
-    model.prefill(idx, model.init_cache(1), tol=1.0)
-    assert [T for n, T, _ in noted if n == T] == [513, 2]
+    close(model.prefill(idx[:, :515], cache, tol=1e-10), right[:, 514], "logits", atol=1e-8)
+    assert [T for n, T, _ in noted if n == T] == sizes
+    close(model.step(idx[:, 515], cache), right[:, 515], "the next step", atol=1e-8)
 
 
 def test_ex8_a_tolerance_is_no_less_than_rounding():
@@ -864,9 +785,8 @@ def test_ex8_impossible_prompts_are_refused():
     for wrong in (dict(subsets=0), dict(subsets=1.5), dict(tol=-1)):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             model.prefill(idx, model.init_cache(2), **wrong)
-    for text in (idx[:, :0], idx[:1]):
-        with pytest.raises(ValueError):
-            model.prefill(text, model.init_cache(2))
+    with pytest.raises(ValueError):
+        model.prefill(idx[:, :0], model.init_cache(2))
 
 
 # ---- GPT.generate
@@ -901,9 +821,10 @@ def test_text_depends_on_seed_and_top_k():
 
 
 @pytest.mark.parametrize("wrong", [
-    dict(top_k=0), dict(top_k=1.5), dict(temperature=-1), dict(temperature=math.nan),
-    dict(max_new_tokens=-1)], ids=str)
+    dict(top_k=0), dict(top_k=1.5), dict(temperature=-1), dict(temperature=math.nan)])
 def test_impossible_text_is_refused(wrong):
     model, prompt, _ = batch()
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        list(model.generate(prompt, **{"max_new_tokens": 2, **wrong}))
+        generated(model, prompt, 2, **wrong)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        generated(model, prompt, -1)

@@ -46,38 +46,41 @@ def wrong_text(function, old, new):
                     *lines[node.end_lineno:]])
 
 
-class Rejecting:
-    """A pytest plugin: the tests are collected once. Each version is tested in a process of its
-    own, which begins as a copy of this one, until the first test fails."""
+ITEMS, FAILED = [], []      # tests; and, in the process of a version, what failed
+
+
+def rejected_by(version):
+    """In a process of its own: the first test that fails, and what it says, or None."""
+    function, _, old, new = version
+    exec(compile(wrong_text(function, old, new), "lrt.py", "exec"), vars(lrt))
+    for item in ITEMS:
+        if function not in EXERCISES or f"ex{EXERCISES[function]}" in item.name:
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            if FAILED:
+                return FAILED[0]
+    return None
+
+
+class Plugin:
+    """Of pytest: the tests are collected once, and a process for each version starts from there."""
 
     def __init__(self, versions):
-        self.versions, self.survived, self.failed = versions, 0, ""
+        self.versions, self.survived = versions, 0
 
     def pytest_runtestloop(self, session):
-        self.items = session.items
+        ITEMS[:] = session.items
         with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
-            for version, failed in zip(self.versions, pool.imap(self.rejected_by, self.versions)):
+            for version, failed in zip(self.versions, pool.imap(rejected_by, self.versions)):
                 print("rejected " if failed else "SURVIVED ", *version[:2])
                 print(f"          {failed}", flush=True)
                 self.survived += not failed
         return True
 
-    def rejected_by(self, version):
-        """The first test that fails, and what it says."""
-        function, _, old, new = version
-        exec(compile(wrong_text(function, old, new), "lrt.py", "exec"), vars(lrt))
-        for item in self.items:
-            if f"ex{EXERCISES.get(function, '')}" in item.name or function not in EXERCISES:
-                item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-                if self.failed:
-                    break
-        return self.failed
-
     def pytest_runtest_logreport(self, report):
         if report.failed:
             said = [line[1:].strip() for line in report.longreprtext.splitlines()
                     if line.startswith("E ")]
-            self.failed = f"{report.nodeid.split('::')[-1]}: {said[0][:150] if said else ''}"
+            FAILED.append(f"{report.nodeid.split('::')[-1]}: {said[0][:150] if said else ''}")
 
 
 def main(wanted):
@@ -85,7 +88,7 @@ def main(wanted):
                 if function in wanted or not wanted]
     for function, what, old, new in versions:
         compile(wrong_text(function, old, new), f"{function}: {what}", "exec")
-    plugin, start = Rejecting(versions), time.time()
+    plugin, start = Plugin(versions), time.time()
     pytest.main([str(HERE.parent / "test_lrt.py"), "-p", "no:terminal", "-p", "no:cacheprovider", "-s"], plugins=[plugin])
     print(f"{plugin.survived} of {len(versions)} survived ({time.time() - start:.0f} s)")
     return 1 if plugin.survived or not versions else 0
