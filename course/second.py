@@ -137,8 +137,8 @@ def known_layers(name, memory):
         sequence = Sequence(model, [0] * 4)
         sequence.x_0 = x_0[b].numpy()
         for t in range(4):
-            m_t = m[b, t].numpy() * memory
-            sequence.h[t], sequence.latent[t] = position(model, sequence.past, t, sequence.x_0[t], m_t)
+            h_t = position(model, sequence.past, t, sequence.x_0[t], m[b, t].numpy() * memory)
+            sequence.h[t], sequence.latent[t] = h_t
         rows.append(sequence)
     return dict(h=np.array([row.h for row in rows]), latent=np.array([row.latent for row in rows]),
                 kv=np.array([row.kv() for row in rows]).swapaxes(0, 1).swapaxes(1, 2))
