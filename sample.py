@@ -53,18 +53,18 @@ def load_checkpoint(path, device="cpu"):
         raise UsageError(f"there is no checkpoint {path}; train.py writes one into its --out_dir")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
-        sizes = [*weights["embed.weight"].shape, *weights["alpha"].shape]
-        if sizes != [config.vocab_size, config.n_embd, config.n_layer]:     # before it is built
-            raise ValueError("the weights have other sizes")
-        model = GPT(config)
-        model.load_state_dict(weights)
         if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
-            raise TypeError
+            raise TypeError("parts have other types")
         if not all(isinstance(row["step"], int) for row in checkpoint["log"]):
-            raise TypeError
+            raise TypeError("the log has other types")
+        config, weights = checkpoint["config"], checkpoint["model"]
+        if [*weights["embed.weight"].shape, *weights["alpha"].shape] != [
+                config["vocab_size"], config["n_embd"], config["n_layer"]]:     # before it is built
+            raise ValueError("the weights have other sizes than the model")
+        model = GPT(GPTConfig(**config))
+        model.load_state_dict(weights)
         if checkpoint["settings"]["dataset"] not in TASKS:
-            if Codec(checkpoint["codec"]).vocab_size != config.vocab_size:
+            if Codec(checkpoint["codec"]).vocab_size != config["vocab_size"]:
                 raise ValueError("the tokens are not those of the model")
     except (OSError, UsageError):
         raise
