@@ -95,9 +95,7 @@ def check(s, typed):
                              f"{' or '.join(str(value) for value in values if value != '')}")
     least = dict.fromkeys(("lrt_subsets", "lrt_sweeps", "max_iters", "batch_size", "log_interval",
                            "gradient_accumulation_steps", "eval_interval", "eval_tokens"), 1)
-    check_numbers(s, least | {"lrt_hops": -1, "lrt_memory_layer": -1})
-    if s.dropout >= 1:
-        raise UsageError(f"--dropout={s.dropout}: must be less than 1")
+    check_numbers(s, least | {"lrt_hops": -1, "lrt_memory_layer": -s.n_layer})
     number = r"(\d+\.?\d*|\.\d+)"
     weights = s.lrt_loss_weights
     if weights and not (re.fullmatch(f"{number}(,{number}){{{s.lrt_sweeps}}}", weights)
@@ -191,7 +189,7 @@ def sum_of_losses(logits, targets):
 
 def parallel_loss(model, x, y, how):
     """Of few rows at a time: their logits (B, T, V) take 64 MB at most, or are of one row."""
-    rows = max(1, 2 ** 24 // (x.size(1) * model.config.vocab_size))
+    rows = max(1, min(64, 2 ** 24 // (x.size(1) * model.config.vocab_size)))
     return sum(sum_of_losses(model(x, **how)[0], y) for x, y in zip(x.split(rows), y.split(rows)))
 
 
@@ -522,12 +520,10 @@ def run(s, resumed, device, rank, world, told):
               f"--out_dir={out}")
         return
     row = min((row for row in log if "exact" in row), key=lambda row: row["exact"])
-    print(f"\nbest: step {row['step']:,} of {out}")
-    for name, title in (("exact", "exact loss"), ("no_memory", "latent held at 0")):
-        if name == "exact" or s.lrt:
-            bits = row[name] / math.log(2) / meta["bytes_per_token"] if codec else None
-            print(f"{title}: {row[name]:.4f} nats per token"
-                  + (f", {bits:.4f} bits per byte" if codec else ""))
+    print(f"\nbest evaluation: step {row['step']:,}")
+    for title, loss in [("exact", row["exact"]), ("latent held at 0", row["no_memory"])][:1 + s.lrt]:
+        bits = f", {loss / math.log(2) / meta['bytes_per_token']:.4f} bits per byte" if codec else ""
+        print(f"{title}: {loss:.4f} nats per token{bits}")
     print(f"\n$ python sample.py --out_dir={out}")
     sample.main([f"--out_dir={out}", f"--device={device}"])
 
