@@ -4,6 +4,7 @@
     python sample.py --out_dir=out-parity --prompt="1 0 1 1"      a task: the state after each input
 """
 import codecs
+import os
 import signal
 import sys
 import time
@@ -36,6 +37,8 @@ CHECKPOINT = {"model": dict, "config": dict, "settings": dict, "step": int, "log
 def find_device(name):
     """The name of a device that works; "": cuda, mps, ... if there is one. Raises UsageError."""
     name = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"        # torchrun: a GPU for each process
     try:
         torch.zeros(1, device=name).item()
     except Exception as e:              # each kind of device has its own

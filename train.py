@@ -250,8 +250,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon computes in bfloat16, which most CPUs emulate, 15 times more slowly."""
 
     def __init__(self, matrices, weight_decay, momentum=0.85):
-        super().__init__(matrices, dict(lr=0.0, scale=1.0, weight_decay=weight_decay,
-                                        momentum=momentum))
+        super().__init__(matrices, dict(lr=0.0, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
     def step(self):
@@ -278,12 +277,12 @@ def orthogonalize(X):
 
 
 def make_optimizers(model, s):
-    """Any optimizers of torch will do. "scale" multiplies the learning rate of a group."""
+    """Any optimizers will do. "scale" multiplies the learning rate of a group; default: 1."""
     embed, head = model.embed.weight, model.head.weight
     others = [p for p in model.parameters() if p is not embed and p is not head]
     matrices = [p for p in others if p.ndim == 2]
     vectors = [p for p in others if p.ndim != 2]
-    groups = [dict(params=[embed, *vectors], scale=3.0), dict(params=[head], scale=1.0)]
+    groups = [dict(params=[embed, *vectors], scale=3.0), dict(params=[head])]
     return [Muon(matrices, s.weight_decay),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0,
                               fused=model.alpha.device.type in ("cpu", "cuda"))]
@@ -308,11 +307,11 @@ def settings_and_checkpoint(argv):
     old, types = checkpoint["settings"], {f.name: type(f.default) for f in fields(Settings)}
     if not all(types.get(name) is type(value) for name, value in old.items()):
         raise UsageError(f"{path} has settings that are not those of this train.py")
+    before, s = Settings(**old), Settings(**old | typed)
     for name, value in typed.items():
-        if name not in MAY_CHANGE and value != old.get(name, getattr(Settings, name)):
-            raise UsageError(f"--{name}={value}: the run in {out} has {old.get(name)}; a run keeps "
-                             f"its settings (--init_from={out} starts a new one with its weights)")
-    s = Settings(**old | typed)
+        if name not in MAY_CHANGE and value != getattr(before, name):
+            raise UsageError(f"--{name}={value}: the run in {out} has {getattr(before, name)}, and "
+                             f"keeps it; --init_from={out} starts a new run with its weights")
     check(s, typed)
     return s, checkpoint
 
@@ -324,8 +323,8 @@ def processes(device):
     if world == 1:
         yield 0, 1
         return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     try:
         yield rank, world
@@ -496,7 +495,7 @@ def run(s, resumed, device, rank, world, told):
         rate = learning_rate(s, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         step += 1
