@@ -243,9 +243,9 @@ def load(dataset):
             raise ValueError("other numbers of tokens than in meta.json")
         if max(part.max() for part in data) >= Codec(meta["codec"]).vocab_size:
             raise ValueError("tokens outside the vocabulary")
+    except UsageError:
+        raise
     except (ValueError, LookupError, TypeError, RecursionError) as e:
-        if isinstance(e, UsageError):
-            raise
         raise UsageError(f"{folder} is damaged, or of an older edition ({e}); prepare it again: "
                          f"python prepare_data.py --dataset={dataset}") from e
     if dataset.startswith("shakespeare") and meta["source"].startswith(PYTHON):

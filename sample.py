@@ -58,7 +58,8 @@ def load_checkpoint(path, device="cpu"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
             raise TypeError("parts have other types")
-        if not all(isinstance(row["step"], int) for row in checkpoint["log"]):
+        numbers = [number for row in checkpoint["log"] for number in (row["step"], *row.values())]
+        if not all(isinstance(number, (int, float)) for number in numbers + checkpoint["losses"]):
             raise TypeError("the log has other types")
         config, weights = checkpoint["config"], checkpoint["model"]
         if [*weights["embed.weight"].shape, *weights["alpha"].shape] != [
