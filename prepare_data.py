@@ -90,7 +90,7 @@ def read_text(path):
 
 def replace_file(path, write):
     """write(temporary path); then it takes the place of the old file, which was whole until now."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = Path(f"{path}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)

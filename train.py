@@ -316,6 +316,21 @@ def settings_and_checkpoint(argv):
     return s, checkpoint
 
 
+def start_with_weights(model, path, codec):
+    """Those of another run, as far as there are any. Returns a line about the others."""
+    checkpoint = sample.load_checkpoint(path)[1]
+    if checkpoint["codec"] != codec:
+        raise UsageError(f"--init_from={path} has other tokens than the data set")
+    there, own = checkpoint["model"], model.state_dict()
+    for name in own:
+        if name in there and own[name].shape != there[name].shape:
+            raise UsageError(f"--init_from={path}: {name} is {tuple(there[name].shape)}, here "
+                             f"{tuple(own[name].shape)}; the sizes must be the same")
+    missing, unused = model.load_state_dict(there, strict=False)
+    return (f"weights of {path}; not in it: {', '.join(missing) or 'none'}; not used: "
+            f"{', '.join(unused) or 'none'}")
+
+
 @contextmanager
 def processes(device):
     """Join the other processes of torchrun. Gives the number of this one, and of all."""
@@ -391,7 +406,7 @@ def run(s, resumed, device, rank, world, told):
             raise UsageError(f"--block_size={s.block_size}: must be less than the tokens of "
                              f"data/{s.dataset}, {len(train):,} for training and {len(val):,} "
                              "for validation")
-    if resumed and (resumed["codec"], resumed["sha256"]) != (codec, meta.get("sha256")):
+    if resumed and (resumed.get("codec"), resumed.get("sha256")) != (codec, meta.get("sha256")):
         raise UsageError(f"data/{s.dataset} is another text, or in other tokens, than the run in "
                          f"{out} has seen")
 
@@ -409,7 +424,9 @@ def run(s, resumed, device, rank, world, told):
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise UsageError(f"{out} was trained with other optimizers, or is damaged") from e
     elif s.init_from:
-        start_with_weights(model, s.init_from, codec)
+        line = start_with_weights(model, s.init_from, codec)
+        if master:
+            print(line)
     if world > 1:
         steps = torch.tensor([step, -step])
         dist.all_reduce(steps, dist.ReduceOp.MAX)
@@ -520,26 +537,13 @@ def run(s, resumed, device, rank, world, told):
         return
     row = min((row for row in log if "exact" in row), key=lambda row: row["exact"])
     print(f"\nbest evaluation: step {row['step']:,}")
-    for title, loss in [("exact", row["exact"]), ("latent held at 0", row["no_memory"])][:1 + s.lrt]:
-        bits = f", {loss / math.log(2) / meta['bytes_per_token']:.4f} bits per byte" if codec else ""
-        print(f"{title}: {loss:.4f} nats per token{bits}")
+    for name, title in (("exact", "exact"), ("no_memory", "latent held at 0"))[:1 + s.lrt]:
+        line = f"{title}: {row[name]:.4f} nats per token"
+        if codec:
+            line += f", {row[name] / math.log(2) / meta['bytes_per_token']:.4f} bits per byte"
+        print(line)
     print(f"\n$ python sample.py --out_dir={out}")
     sample.main([f"--out_dir={out}", f"--device={device}"])
-
-
-def start_with_weights(model, path, codec):
-    """The weights of another run, as far as there are any."""
-    checkpoint = sample.load_checkpoint(path)[1]
-    if checkpoint["codec"] != codec:
-        raise UsageError(f"--init_from={path} has other tokens than the data set")
-    there, own = checkpoint["model"], model.state_dict()
-    for name in own:
-        if name in there and own[name].shape != there[name].shape:
-            raise UsageError(f"--init_from={path}: {name} is {tuple(there[name].shape)}, here "
-                             f"{tuple(own[name].shape)}; the sizes must be the same")
-    missing, unused = model.load_state_dict(there, strict=False)
-    print(f"weights of {path}; not in it: {', '.join(missing) or 'none'}; not used: "
-          f"{', '.join(unused) or 'none'}")
 
 
 if __name__ == "__main__":

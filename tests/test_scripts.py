@@ -186,27 +186,28 @@ def test_killed_at_random_moments_and_resumed():
     assert 0 < checkpoint("out")["step"] < 80
     train.main(["--resume=1"])
     assert_same_run("out", "whole")
+    assert len(list(Path("out").iterdir())) == 3        # no temporary files
 
 
-def send_at(monkeypatch, name, when, number=signal.SIGINT):
-    """Send a signal in the call number `when` of a function of train.py."""
+def send_at(monkeypatch, name, call, number=signal.SIGINT):
+    """Send a signal at the call number `call` of a function of train.py."""
     function, calls = getattr(train, name), []
 
     def with_signal(*args):
         calls.append(1)
-        if len(calls) in when:
+        if len(calls) == call:
             signal.raise_signal(number)
         return function(*args)
     monkeypatch.setattr(train, name, with_signal)
 
 
-@pytest.mark.parametrize("name, when, number", [
-    ("batch", [7], signal.SIGINT), ("evaluate", [1], signal.SIGINT), ("batch", [1], signal.SIGTERM)])
-def test_stopped_and_resumed(name, when, number, monkeypatch, capsys):
+@pytest.mark.parametrize("name, call, number", [
+    ("batch", 7, signal.SIGINT), ("evaluate", 1, signal.SIGINT), ("batch", 1, signal.SIGTERM)])
+def test_stopped_and_resumed(name, call, number, monkeypatch, capsys):
     train.main([*LRT, "--out_dir=whole"])
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        send_at(patch, name, when, number)
+        send_at(patch, name, call, number)
         train.main(LRT)
     captured = capsys.readouterr()
     assert "stopping after this step" in captured.err
@@ -219,8 +220,8 @@ def test_stopped_and_resumed(name, when, number, monkeypatch, capsys):
 
 def test_second_ctrl_c_ends_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    send_at(monkeypatch, "evaluate", [1])
-    send_at(monkeypatch, "exact_loss", [1])
+    send_at(monkeypatch, "evaluate", 1)
+    send_at(monkeypatch, "exact_loss", 1)
     with pytest.raises(KeyboardInterrupt):
         train.main(LRT)
     assert signal.getsignal(signal.SIGINT) == before
@@ -313,7 +314,7 @@ def test_data_that_changed_under_a_run():
 
 def test_two_processes_are_two_accumulated_batches():
     processes = start_two(*LRT, "--out_dir=two")
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     train.main([*LRT, "--gradient_accumulation_steps=2"])
     a, b = checkpoint("two"), checkpoint("out")
     assert without_seconds(a["log"])[-2] == without_seconds(b["log"])[-2]
@@ -333,7 +334,7 @@ def batch(train_, s, step, part, *rest):
     return old(train_, s, step, part, *rest)
 train.batch = batch"""
     processes = start_two(*LRT, before=before)
-    assert [process.wait(60) for process in processes] == [code, code]
+    assert [process.wait(300) for process in processes] == [code, code]
     assert checkpoint("out")["step"] == (4 if code == 0 else 3)
 
 
