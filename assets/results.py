@@ -44,10 +44,12 @@ seeds with code a and one with code b.
 
 {codes}
 
-Code of edition 2 was written differently, but computes the same: its model and the present one
-agree to 1e-12 in float64. It drew batches and the rows of tasks in another order.
+The code of edition 2 was written differently, but computes the same: its model and the present one
+agree to 1e-12 in float64. It took the rows of tasks from a fixed set; now they are drawn as the
+training goes.
 
-- *ms* and *MB*: time of a step with the optimizer, and its peak memory ({machine}).
+- *ms* and *MB*: time of a step with the optimizer, and its peak memory. They were measured on
+  {machine}.
 - *minutes*: ms times steps. The runs themselves shared a machine, so their own times say less.
 - *FLOPs*: as torch's FlopCounterMode counts them.
 - *gap*: the exact loss minus the loss on the graph of training.
@@ -130,7 +132,7 @@ and a half times. With more text this can be otherwise. Only hops were run for 1
         "plain, 2 layers": by_column(PLAIN, MINUTES, (696, 1750, 3500, 5000, 6969)),
         "plain, 4 layers": by_column(DEEP, MINUTES, (351, 879, 1758, None, 3516)),
         "S = 2, as in the paper": by_column(S2, MINUTES, (335, 838, 1750, None, 3352)),
-        "S = 16": by_column(S16, MINUTES, (None, 335, 838, None, 1750)),
+        "S = 16": by_column(S16, MINUTES, (None, None, 838, None, 1750)),
         "S = 4, K = 2, 2 hops": by_column(HOPS, MINUTES, (237, 605, 1190, 1750, 2400, 3500)),
     }),
     "python": ("By the clock, on the source of Python", """
@@ -390,13 +392,14 @@ class Page:
         title, sentences, runs = TABLES[name]
         grid = {label: value for label, value in runs.items() if isinstance(value, dict)}
         columns = dict.fromkeys(column for value in grid.values() for column in value)
+        head = f"## {name}: {title}\n\n{sentences.strip()}\n\n"
         if not any(map(self.of, flags_of(runs))):
-            lines = [{"": "no runs yet"}]
-        elif grid:
+            return f"{head}No runs yet.\n"
+        if grid:
             lines = [self.grid_line(label, value, columns) for label, value in grid.items()]
         else:
             lines = [self.line(label, flags) for label, flags in runs.items() if self.of(flags)]
-        return f"## {name}: {title}\n\n{sentences.strip()}\n\n{markdown(lines)}"
+        return head + markdown(lines)
 
     def text(self):
         codes = "\n".join(f"- {letter}: {commit}" for commit, letter in self.letters.items())
@@ -447,8 +450,11 @@ def main(argv=None):
                 subprocess.run([sys.executable, str(HERE.parent / "train.py"), *flags.split(),
                                 resume], check=True)
                 add(results, folder)
+    elif command in ("-h", "--help"):
+        print(f"{__doc__}\nThe tables are {', '.join(TABLES)}.")
     else:
-        raise UsageError(f"{__doc__}\nThe tables are {', '.join(TABLES)}.")
+        raise UsageError("add FOLDER, run TABLE, missing TABLE, or nothing; the tables are "
+                         f"{', '.join(TABLES)}, and all (-h says more)")
 
 
 if __name__ == "__main__":
