@@ -154,7 +154,7 @@ def training(s):
 
 @torch.inference_mode()
 def decode(model, rows, n):
-    cache, token = model.init_cache(rows), torch.zeros(rows, dtype=torch.long).to(model.alpha.device)
+    cache, token = model.init_cache(rows), torch.full((rows,), 1, device=model.alpha.device)
     for _ in range(n):
         model.step(token, cache)
 
