@@ -222,8 +222,10 @@ def clock(s, folders):
     speed = json.loads((HERE / "speed.json").read_text(encoding="utf-8"))
     page = results.Page(results.read(HERE / "results.jsonl"), speed)
     plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    colors = {"plain, 2 layers": "0.1", "plain, 4 layers": "0.6"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    labels = dict.fromkeys(label for name in ("clock", "python")
+                           for label in results.TABLES[name][2])
+    colors = dict(zip(labels, ("0.1", "0.6", "tab:blue", "tab:red", "tab:orange", "tab:green")))
     for ax, name, text in zip(axes, ("clock", "python"), ("tiny Shakespeare", "source of Python")):
         for label, by_column in results.TABLES[name][2].items():
             points = []
@@ -236,12 +238,13 @@ def clock(s, folders):
                                    stdev(exact) if len(exact) > 1 else 0))
             if points:
                 ax.errorbar(*zip(*points), fmt="o-", ms=4, capsize=3, label=label,
-                            color=colors.get(label))
+                            color=colors[label])
         ax.set(xscale="log", xlabel="minutes of training", title=text)
-        ax.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+        ax.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], ticks)
         ax.minorticks_off()
     axes[0].set(ylabel="exact loss, nats per character")
-    axes[0].legend()
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -11,7 +11,7 @@ replaces the run of the same flags and seed. Sentences age: read those of a tabl
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -248,18 +248,21 @@ NOT_THE_RUN = ("out_dir", "resume", "overwrite", "eval_only", "seed", "eval_inte
                "eval_tokens", "log_interval", "device")
 
 
-def canonical(flags, without=()):
-    """Flags of train.py in one order, without defaults and without what does not change a run."""
+def settings(flags):
+    """What train.py makes of flags."""
     types = {f.name: type(f.default) for f in fields(train.Settings)}
     typed = dict(flag.removeprefix("--").split("=", 1) for flag in flags.split())
     typed = {name: types[name](value) for name, value in typed.items()}
-    preset = train.PRESETS.get(typed.get("dataset"), {})
-    default = {f.name: f.default for f in fields(train.Settings)}
-    default |= {"max_iters": None} | {name: preset[name] for name in preset if name != "max_iters"}
-    values = {"max_iters": train.Settings.max_iters} | preset | typed
-    return " ".join(f"--{f.name}={values[f.name]}" for f in fields(train.Settings)
-                    if f.name in values and values[f.name] != default[f.name]
-                    and f.name not in (*NOT_THE_RUN, *without))
+    return train.Settings(**train.PRESETS.get(typed.get("dataset"), {}) | typed)
+
+
+def canonical(flags, without=()):
+    """Flags of train.py in one order, without defaults and without what does not change a run."""
+    values = asdict(settings(flags))
+    default = asdict(settings(f"--dataset={values['dataset']}"))
+    default |= {"dataset": train.Settings.dataset, "max_iters": None}
+    return " ".join(f"--{name}={value}" for name, value in values.items()
+                    if value != default[name] and name not in (*NOT_THE_RUN, *without))
 
 
 def read(path):

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -38,7 +38,7 @@ class Settings:
     threads: int = 0                # default: as torch chooses
     device: str = "cpu"
     max_gb: float = 8.0             # leave out what is estimated to take more memory
-    save: int = 0                   # 1: write assets/speed.json, for results.md
+    save: int = 0                   # 1: write assets/speed.json, for results.md (needs --steps=1)
 
 
 WAYS = {"plain": "", "S = 2": "--lrt=1", "S = 4, K = 2, 2 hops": results.HOPS,
@@ -56,9 +56,7 @@ class Step:
     """A model by flags of train.py, random tokens, and what a step of training calls."""
 
     def __init__(self, flags, device):
-        types = {f.name: type(f.default) for f in fields(train.Settings)}
-        typed = dict(flag.removeprefix("--").split("=") for flag in flags.split())
-        self.s = train.Settings(**{name: types[name](value) for name, value in typed.items()})
+        self.s = results.settings(flags)
         torch.manual_seed(0)
         self.model = train.GPT(train.model_config(self.s, 65)).to(device)
         self.optimizers = train.make_optimizers(self.model, self.s)
@@ -184,6 +182,10 @@ def rest_of_a_run(s):
     return lines
 
 
+TABLES = {"µs a token in training, its ratio to plain, MB of a step": training,
+          "a generated token": decoding, "the rest of a run": rest_of_a_run}
+
+
 def steps_of_results(s):
     """{flags: ms of a step with the optimizers, MB, FLOPs} of the models of results.md."""
     names = ("main", "clock", "python", "rows", "length", "default")
@@ -204,25 +206,22 @@ def main(argv=None):
     s = Settings(**parse_args(Settings, __doc__, argv))
     check_numbers(s, dict(runs=1))
     s.device = sample.find_device(s.device)
-    if s.threads:
-        torch.set_num_threads(s.threads)
-    chip = torch.backends.cpu.get_cpu_capability() if s.device == "cpu" else s.device
-    if s.device.startswith("cuda"):
-        chip = torch.cuda.get_device_name()
-    machine = (f"{torch.get_num_threads()} threads of a CPU with {chip}" if s.device == "cpu"
-               else chip) + f", torch {torch.__version__}"
+    torch.set_num_threads(s.threads or torch.get_num_threads())
+    machine = f"{s.device}, torch {torch.__version__}"
+    if s.device == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        machine = f"a CPU with {capability}, {torch.get_num_threads()} threads, torch " \
+                  f"{torch.__version__}"
     tables, steps = {}, {}
     print(f"{machine}, code {results.code()}")
-    for title, function in (("µs a token in training, its ratio to plain, MB of a step", training),
-                            ("A token decoded", decoding),
-                            ("The rest of a run", rest_of_a_run)):
+    for title, function in TABLES.items():
         print(f"\n{title}")
         tables[title] = function(s)
     if s.steps:
-        print("\nSteps of the models in results.md")
+        print("\nsteps of the models in results.md")
         steps = steps_of_results(s)
     if s.save:
-        text = json.dumps({"machine": machine, "code": results.code(), "steps": steps,
+        text = json.dumps({"machine": f"{machine}, code {results.code()}", "steps": steps,
                            "tables": tables}, indent=1)
         replace_file(HERE / "speed.json", lambda path: path.write_text(text, encoding="utf-8"))
 
