@@ -195,7 +195,7 @@ def knows(s, folders):
               + f"{difference[mask].mean():+12.4f}{(difference * mask).mean():+14.4f}")
     print(f"{'all':32}{1:7.1%}" + "".join(f"{its.mean():18.4f}" for its in loss.values())
           + f"{difference.mean():+12.4f}{difference.mean():+14.4f}\n")
-    edges = sorted({*(2 ** i - 1 for i in range(T.bit_length() + 1) if 2 ** i <= T), T})
+    edges = [0, *(2 ** i for i in range(T.bit_length()) if 2 ** i < T), T]
     spans = {f"positions {a + 1} to {b}": slice(a, b) for a, b in zip(edges, edges[1:])}
     for name, at in spans.items():
         print(f"{name:39}" + "".join(f"{its[:, at].mean():18.4f}" for its in loss.values())
