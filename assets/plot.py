@@ -24,7 +24,6 @@ import torch.nn.functional as F
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 import prepare_data
-import results
 import sample
 import train
 from prepare_data import TASKS, Codec, UsageError, check_numbers, parse_args, run_script
@@ -219,32 +218,37 @@ def knows(s, folders):
 
 def clock(s, folders):
     """Exact losses against minutes, from results.jsonl and speed.json."""
+    import results                      # only here: the other pictures do not need it
     speed = json.loads((HERE / "speed.json").read_text(encoding="utf-8"))
     page = results.Page(results.read(HERE / "results.jsonl"), speed)
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    labels = dict.fromkeys(label for name in ("clock", "python")
-                           for label in results.TABLES[name][2])
-    colors = dict(zip(labels, ("0.1", "0.6", "tab:blue", "tab:red", "tab:orange", "tab:green")))
-    for ax, name, text in zip(axes, ("clock", "python"), ("tiny Shakespeare", "source of Python")):
+    points = {}                         # of (table, label): minutes, mean, deviation
+    for name in ("clock", "python"):
         for label, by_column in results.TABLES[name][2].items():
-            points = []
             for flags in by_column.values():
-                cost = speed["steps"].get(results.model_of(flags))
-                rows = page.of(flags)
-                if rows and cost:
+                cost, rows = speed["steps"].get(results.model_of(flags)), page.of(flags)
+                if cost and rows:
                     exact = [row["exact"] for row in rows]
-                    points.append((rows[0]["steps"] * cost["ms"] / 60000, mean(exact),
-                                   stdev(exact) if len(exact) > 1 else 0))
-            if points:
-                ax.errorbar(*zip(*points), fmt="o-", ms=4, capsize=3, label=label,
+                    points.setdefault((name, label), []).append(
+                        (rows[0]["steps"] * cost["ms"] / 60000, mean(exact),
+                         stdev(exact) if len(exact) > 1 else 0))
+    colors = dict(zip(dict.fromkeys(label for _, label in points),
+                      ("0.1", "0.6", "tab:blue", "tab:red", "tab:orange", "tab:green")))
+    tables = dict.fromkeys(name for name, _ in points)
+    figure, axes = pyplot().subplots(1, len(tables), figsize=(5.5 * len(tables), 4.5),
+                                     layout="constrained", squeeze=False)
+    axes = dict(zip(tables, axes[0]))
+    for (name, label), those in points.items():
+        axes[name].errorbar(*zip(*those), fmt="o-", ms=4, capsize=3, label=label,
                             color=colors[label])
-        ax.set(xscale="log", xlabel="minutes of training", title=text)
+    for name, ax in axes.items():
+        title = {"clock": "tiny Shakespeare", "python": "source of Python"}[name]
+        ax.set(xscale="log", xlabel="minutes of training", title=title,
+               ylabel="exact loss, nats per character")
         ax.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], ticks)
         ax.minorticks_off()
-    axes[0].set(ylabel="exact loss, nats per character")
+    axes = axes.values()
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
     return figure
 
 

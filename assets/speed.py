@@ -1,7 +1,8 @@
 """Time and memory of training and decoding on this machine:
 
-    python assets/speed.py                  all tables, about half an hour
-    python assets/speed.py --rows=8 --lengths=128 --steps=0
+    python assets/speed.py                          about half an hour
+    python assets/speed.py --rows=8 --lengths=128
+    python assets/speed.py --save=1                 and the models of results.md
 
 Times are medians of calls that alternate with those of a plain GPT, whose ratio is therefore fair
 on a busy machine, too. Memory is the peak of a step in a process of its own, on Linux or CUDA.
@@ -33,12 +34,11 @@ from prepare_data import UsageError, check_numbers, parse_args, replace_file, ru
 class Settings:
     rows: str = "8,32,128,256"      # of a step, in the table of training
     lengths: str = "128,512"        # T, in the same table
-    steps: int = 1                  # 0: leave out the models of results.md
     runs: int = 3                   # how often each is timed
     threads: int = 0                # default: as torch chooses
     device: str = "cpu"
     max_gb: float = 8.0             # leave out what is estimated to take more memory
-    save: int = 0                   # 1: write assets/speed.json, for results.md (needs --steps=1)
+    save: int = 0                   # 1: write assets/speed.json, which results.md needs
 
 
 WAYS = {"plain": "", "S = 2": "--lrt=1", "S = 4, K = 2, 2 hops": results.HOPS,
@@ -75,11 +75,6 @@ class Step:
     def whole(self):
         self.backward()
         self.update()
-
-    def flops(self):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            self.backward(1)
-        return counter.get_total_flops() * self.s.batch_size
 
 
 def times(device, runs, *functions):
@@ -195,10 +190,12 @@ def steps_of_results(s):
     for flags in models:
         step = Step(flags, s.device)
         base, ms = times(s.device, s.runs, plain.whole, step.whole)
-        mb = memory(flags, s.device)
-        found[flags] = {"ms": round(ms, 1), "MB": round(mb), "flops": step.flops()}
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            step.backward(1)
+        flops, mb = counter.get_total_flops() * step.s.batch_size, memory(flags, s.device)
+        found[flags] = {"ms": round(ms, 1), "MB": round(mb, 1), "flops": flops}
         show(lines, {"ms, ratio, MB, GFLOPs": f"{ms:9.1f} {ms / base:6.2f} {mb:7,.0f} "
-                     f"{found[flags]['flops'] / 1e9:7.1f}", " ": flags or "plain"})
+                                              f"{flops / 1e9:7.1f}", " ": flags or "plain"})
     return found
 
 
@@ -212,17 +209,16 @@ def main(argv=None):
         capability = torch.backends.cpu.get_cpu_capability()
         machine = f"a CPU with {capability}, {torch.get_num_threads()} threads, torch " \
                   f"{torch.__version__}"
-    tables, steps = {}, {}
-    print(f"{machine}, code {results.code()}")
+    machine += f", code {results.code()}"
+    print(machine)
+    tables = {}
     for title, function in TABLES.items():
         print(f"\n{title}")
         tables[title] = function(s)
-    if s.steps:
-        print("\nsteps of the models in results.md")
-        steps = steps_of_results(s)
     if s.save:
-        text = json.dumps({"machine": f"{machine}, code {results.code()}", "steps": steps,
-                           "tables": tables}, indent=1)
+        print("\nsteps of the models in results.md")
+        text = json.dumps({"machine": machine, "steps": steps_of_results(s), "tables": tables},
+                          indent=1)
         replace_file(HERE / "speed.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
