@@ -21,7 +21,7 @@ import torch
 
 import sample
 import train
-from prepare_data import TASKS, UsageError, parse_args, replace_file, run_script
+from prepare_data import TASKS, UsageError, replace_file, run_script
 
 # ---- Tables: {name: (title, sentences, runs)}. runs is {label: flags of train.py}, or, for a table
 # with a run in each cell, {label: {column: flags}}
@@ -34,7 +34,7 @@ LOOP = "--lrt=1 --lrt_mode=sequential"
 
 ABOUT = """# Results
 
-`python assets/results.py` writes this file from `assets/results.jsonl`, and a test compares the two.
+`python assets/results.py` writes this file from `assets/results.jsonl`, and a test compares them.
 The text is tiny Shakespeare by characters, and all settings are the defaults of train.py, unless a
 table says otherwise. The exact loss is decoded token by token, over the whole validation split of
 Shakespeare, and over 131,072 tokens of other texts. It is in nats per token, and of the run's best
@@ -182,7 +182,7 @@ gain nothing, whether the memory comes from two sweeps or is exact: the rows dif
 Each step has 1,024 tokens. **After the same tokens**, a plain GPT learns less from few long rows
 than from many short ones, and hops lose little: they are ahead by 0.09 at T = 128, by 0.15 at 512
 and by 0.22 at 1,024. **In the same time** a plain GPT has seen three times the tokens. It is ahead
-by 0.031 at 512 and by 0.006 at 1,024; at T = 128 it is ahead by 0.05 (table clock, 3 minutes).""", {
+by 0.031 at 512 and by 0.006 at 1,024; at T = 128 it is ahead by 0.05 (clock, 3 minutes).""", {
         "plain, T = 128": steps(PLAIN, 693),
         "plain, T = 512": at_length(PLAIN, 512, 693),
         "plain, T = 1,024": at_length(PLAIN, 1024, 693),
@@ -237,8 +237,8 @@ How far the loss after K sweeps of S = 4 subsets is from the exact one, on 16,38
 Late in training and with longer rows, a sweep leaves a little more: after two sweeps the loss
 differs by 0.007 early, by 0.009 to 0.016 late, and by 0.015 at T = 1,024. After three sweeps it
 differs by at most 0.002 everywhere, so K does not have to grow beyond three. Hops with K = 2 train
-on a third pass, after two sweeps: their gap is at most 0.004. A rule for hops: if the gap ends above
-0.002, take one sweep more.
+on a third pass, after two sweeps: their gap is at most 0.004. A rule for hops: if the gap ends
+above 0.002, take one sweep more.
 """
 
 
@@ -250,7 +250,9 @@ NOT_THE_RUN = ("out_dir", "resume", "overwrite", "eval_only", "seed", "eval_inte
 
 def canonical(flags, without=()):
     """Flags of train.py in one order, without defaults and without what does not change a run."""
-    typed = parse_args(train.Settings, train.__doc__, flags.split())
+    types = {f.name: type(f.default) for f in fields(train.Settings)}
+    typed = dict(flag.removeprefix("--").split("=", 1) for flag in flags.split())
+    typed = {name: types[name](value) for name, value in typed.items()}
     preset = train.PRESETS.get(typed.get("dataset"), {})
     default = {f.name: f.default for f in fields(train.Settings)}
     default |= {"max_iters": None} | {name: preset[name] for name in preset if name != "max_iters"}
