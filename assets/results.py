@@ -408,7 +408,7 @@ class Page:
     def text(self):
         codes = "\n".join(f"- {letter}: {commit}" for commit, letter in self.letters.items())
         about = ABOUT.format(codes=codes, machine=self.speed["machine"])
-        speed = [f"## speed: {title}\n\n{markdown(lines)}"
+        speed = [f"## speed: {title}\n\nMeasured on {self.speed['machine']}.\n\n{markdown(lines)}"
                  for title, lines in self.speed["tables"].items()]
         return "\n".join([about, *map(self.table, TABLES), SWEEPS, *speed])
 

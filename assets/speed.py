@@ -177,7 +177,7 @@ def rest_of_a_run(s):
     return lines
 
 
-TABLES = {"µs a token in training, its ratio to plain, MB of a step": training,
+TABLES = {"µs a token in training, ratio to plain, MB of a step (empty: too many MB)": training,
           "a generated token": decoding, "the rest of a run": rest_of_a_run}
 
 

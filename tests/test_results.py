@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "assets")]
+import plot
 import results
 import train
 from prepare_data import UsageError
@@ -65,3 +66,14 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no checkpoint"):
         results.row_of("out")
+
+
+def test_kinds_of_characters():
+    text = "long = f('x1')\n    long.don't = sh\n" + 9 * " " + "long\n"
+    kinds = [plot.KINDS[kind] for kind in plot.kinds_of(text, window=20)]
+    assert {kinds[i] for i in (10, 12, 13)} == {"other letters", "closing brackets and quotes"}
+    assert kinds[9] == "other" and kinds[11] == "digits" and kinds[14] == "line breaks"
+    assert set(kinds[15:19]) == {"indentation"}
+    assert set(kinds[19:23]) == {"words last seen in the window"}
+    assert kinds[text.index("'t")] == "other"           # an apostrophe closes nothing
+    assert set(kinds[-5:-1]) == {"words last seen before it"}
