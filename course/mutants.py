@@ -1,113 +1,98 @@
-"""Wrong versions of lrt.py, and which tests reject them:  python course/mutants.py [FUNCTION]
+"""Wrong versions of lrt.py, each of which test_lrt.py has to reject.
 
-The versions are in wrong_versions.txt, which says how they are written. One of an exercise must be
-rejected by the tests of its own exercise.
+    python course/mutants.py                all of them
+    python course/mutants.py GPT.sweep      those of one function
+
+They stand in wrong_versions.py. One of an exercise must be rejected by the tests of its own
+exercise. Each is tested in a process of its own, two at a time.
 """
+import ast
+import multiprocessing
+import os
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import lrt
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from course.cases import cases
-from course.exercises import NUMBERS
-from course.source import defined, owner_of, text_of
-from support.script import Unusable, say, script
-from support.tiny import KNOWN, known
+from wrong_versions import WRONG
 
-WRONG_VERSIONS = Path(__file__).resolve().parent / "wrong_versions.txt"
-
-
-@dataclass
-class Wrong:
-    function: str
-    what: str           # is wrong
-    changes: list       # [(lines taken out, lines that come in their place)]
-
-    @property
-    def number(self):
-        """Of its exercise; 0 for what is given."""
-        return NUMBERS.get(self.function, 0)
-
-    def text(self):
-        """The function's text, made wrong. Raises Unusable if it is no longer what it was."""
-        text = text_of(self.function)
-        for old, new in self.changes:
-            before, after = "\n".join(old) + "\n", "\n".join([*new, ""])
-            if ("\n" + text).count("\n" + before) != 1:
-                raise Unusable(f"{self.function}: {self.what}: the lines that begin with "
-                               f"{old[0]!r} are not there once")
-            text = ("\n" + text).replace("\n" + before, "\n" + after)[1:]
-        return text
+EXERCISES = {
+    "shift_right": 1, "Chunk.finish": 2, "Attention.qkv": 3, "GPT.layers": 4, "GPT.step": 5,
+    "GPT.sweep": 6, "GPT.forward_parallel": 7, "GPT.prefill": 8, "GPT.forward_hops": 9,
+    "implicit_gradient": 9,
+}
 
 
-def wrong_versions(text=None):
-    """All of a text in the format of wrong_versions.txt. Raises Unusable for what is not."""
-    if text is None:
-        text = WRONG_VERSIONS.read_text(encoding="utf-8")
-    found, version, last = [], None, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("#"):
-            continue
-        kind, rest, here = line[:1], line[2:], f"wrong versions, line {number}"
-        if kind == "":
-            version = None
-        elif version is None:
-            function, colon, what = line.partition(": ")
-            if not colon or kind in "+-":
-                raise Unusable(f"{here}: a block begins FUNCTION: what is wrong")
-            version = Wrong(function, what, [])
-            found.append(version)
-        elif kind == "-":
-            if last != "-":
-                version.changes.append(([], []))
-            version.changes[-1][0].append(rest)
-        elif kind == "+" and version.changes:
-            version.changes[-1][1].append(rest)
-        else:
-            raise Unusable(f"{here}: expected '- ' or '+ ', or an empty line")
-        last = kind
-    return found
+def wrong_text(function, old, new):
+    """lrt.py with `old` replaced in one function. Raises ValueError unless it is there once."""
+    text = (HERE.parent / "lrt.py").read_text(encoding="utf-8")
+    scope = ast.parse(text).body
+    for name in function.split("."):
+        node = next(n for n in scope if getattr(n, "name", None) == name)
+        scope = getattr(node, "body", [])
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+    lines = text.splitlines(keepends=True)
+    indent = " " * node.col_offset
+    body = "".join(line.removeprefix(indent) for line in lines[first:node.end_lineno])
+    if body.count(old) != 1:
+        raise ValueError(f"{function}: {old!r} is there {body.count(old)} times, expected once")
+    body = body.replace(old, new)
+    return "".join([*lines[:first], *(indent + line for line in body.splitlines(keepends=True)),
+                    *lines[node.end_lineno:]])
 
 
-def failures(function, new, quick=False, first_only=True):
-    """[(name of a test, what it says)] of those that fail with a function of lrt.py replaced. Of an
-    exercise its own tests are run, of what is given all. quick: two parameters of each."""
-    for which in KNOWN:
-        known(*which)                           # now, while all is right
-    number, failed = NUMBERS.get(function, 0), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(*owner_of(function), new)
-        for n in [number] if number else sorted({0, *NUMBERS.values()}):
-            for name, test in cases(n, quick):
-                try:
-                    test()
-                except pytest.fail.Exception as e:
-                    failed.append((name, str(e)))
-                    if first_only:
-                        return failed
-    return failed
+ITEMS, FAILED = [], []      # tests; and, in the process of a version, what failed
 
 
-@script
-def main(argv):
-    argv = sys.argv[1:] if argv is None else argv
-    versions = [v for v in wrong_versions() if v.function in argv or not argv]
-    if not versions:
-        raise Unusable(f"there is no wrong version of {' '.join(argv)}")
-    survived = 0
-    for version in versions:
-        new = defined(version.text(), version.function.split(".")[-1])
-        failed = failures(version.function, new)
-        if failed:
-            say(f"rejected  {version.function}: {version.what}\n          {': '.join(failed[0])}")
-        else:
-            say(f"SURVIVED  {version.function}: {version.what}")
-            survived += 1
-    say(f"{survived} of {len(versions)} survived")
-    sys.exit(1 if survived else 0)
+def rejected_by(version):
+    """In a process of its own: the first test that fails, and what it says, or None."""
+    function, _, old, new = version
+    exec(compile(wrong_text(function, old, new), "lrt.py", "exec"), vars(lrt))
+    for item in ITEMS:
+        if function not in EXERCISES or f"ex{EXERCISES[function]}" in item.name:
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            if FAILED:
+                return FAILED[0]
+    return None
+
+
+class Plugin:
+    """Of pytest: the tests are collected once, and a process for each version starts from there."""
+
+    def __init__(self, versions):
+        self.versions, self.survived = versions, 0
+
+    def pytest_runtestloop(self, session):
+        ITEMS[:] = session.items
+        with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+            for version, failed in zip(self.versions, pool.imap(rejected_by, self.versions)):
+                print("rejected " if failed else "SURVIVED ", *version[:2])
+                print(f"          {failed}", flush=True)
+                self.survived += not failed
+        return True
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            said = [line[1:].strip() for line in report.longreprtext.splitlines()
+                    if line.startswith("E ")]
+            FAILED.append(f"{report.nodeid.split('::')[-1]}: {said[0][:150] if said else ''}")
+
+
+def main(wanted):
+    versions = [(function, *version) for function in WRONG for version in WRONG[function]
+                if function in wanted or not wanted]
+    for function, what, old, new in versions:
+        compile(wrong_text(function, old, new), f"{function}: {what}", "exec")
+    plugin, start = Plugin(versions), time.time()
+    pytest.main([str(HERE.parent / "test_lrt.py"), "-p", "no:terminal", "-p", "no:cacheprovider", "-s"], plugins=[plugin])
+    print(f"{plugin.survived} of {len(versions)} survived ({time.time() - start:.0f} s)")
+    return 1 if plugin.survived or not versions else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
