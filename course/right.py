@@ -109,7 +109,7 @@ class GPT:
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         check("subsets", subsets, 1)
         if not tol >= 0 or idx.numel() < 1:
-            raise ValueError(f"tol={tol} must not be negative, and the prompt must not be empty")
+            raise ValueError(f"tol={tol} must be at least 0, and there must be tokens in {idx.shape}")
         tol = max(tol, 40 * torch.finfo(self.alpha.dtype).eps)
         for piece in torch.split(idx, max(PIECE, self.config.block_size), 1):
             chunk, done = self.begin(piece, cache), 0

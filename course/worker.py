@@ -1,4 +1,4 @@
-"""Run tests of some exercises in this process. grade.py starts it in a folder with lrt.py and
+"""Run the tests of some exercises in this process. grade.py starts it in a folder with lrt.py and
 test_lrt.py; a line of JSON on standard input says what to do.
 
 Each result is a line on standard output that begins with a secret, which students' code is not
@@ -9,29 +9,6 @@ import os
 import re
 import sys
 
-JOB = json.loads(sys.stdin.readline())
-MUST_FAIL = '''"""The last tests of each run. If one of them passes, no result counts."""
-import torch
-import test_lrt
-
-
-def test_must_fail_equal():
-    assert torch.zeros(2).equal(torch.ones(2))
-
-
-def test_must_fail_close():
-    test_lrt.close(torch.zeros(2).double(), torch.ones(2).double(), "zeros")
-
-
-def test_must_fail_refuses():
-    test_lrt.refuses(lambda: None, "nothing")
-
-
-def test_must_fail_gradients():
-    x = torch.ones(2).double().requires_grad_()
-    test_lrt.check_gradients(lambda: x.detach() * x, dict(x=x))
-'''
-
 
 def limit_resources(memory, seconds):
     try:
@@ -39,13 +16,14 @@ def limit_resources(memory, seconds):
     except ImportError:                                         # Windows
         return
     for name, most in (("DATA", memory), ("CPU", seconds), ("FSIZE", 2 ** 20), ("CORE", 0)):
-        hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+        number = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(number)[1]
         if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+            resource.setrlimit(number, (most, most))
 
 
 class Results:
-    """A plugin of pytest: chooses tests, and writes what became of each."""
+    """A plugin of pytest: it chooses tests, and writes what became of each."""
 
     def __init__(self, secret, exercises, collect, stream):
         self.choice = re.compile(f"test_ex({'|'.join(map(str, exercises))})_")
@@ -64,44 +42,40 @@ class Results:
             for item in items:
                 self.tell(item.name, "collected")
             items.clear()
-        else:
-            items.extend(last)
+        items.extend(last)
 
     def pytest_collectreport(self, report):
         if report.failed:
-            self.tell("", "broken", self.message(report))
+            self.tell("", "failed", message_of(report))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or not report.passed:
-            self.tell(report.nodeid.partition("::")[2], report.outcome,
-                      "" if report.passed else self.message(report))
-
-    def message(self, report):
-        """One line of an error, which may be of any kind."""
-        try:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            said = crash.message if crash else str(report.longrepr).strip().splitlines()[-1]
-            return " ".join(said.removeprefix("Failed: ").split())[:500]
-        except Exception:
-            return "an error that cannot be shown"
+            message = "" if report.passed else message_of(report)
+            self.tell(report.nodeid.partition("::")[2], report.outcome, message)
 
 
-def main():
-    global JOB
-    job, JOB = JOB, None
-    limit_resources(job["memory"], job["seconds"])
+def message_of(report):
+    """An error, which may be of any kind, in a line."""
+    try:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = crash.message if crash else str(report.longrepr).strip().splitlines()[-1]
+        return " ".join(said.removeprefix("E ").strip().removeprefix("Failed: ").split())[:500]
+    except Exception:
+        return "an error that cannot be shown"
+
+
+def main(secret, exercises, collect, memory, seconds):
+    limit_resources(memory, seconds)
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     import pytest
-    with open("test_must_fail.py", "w") as file:
-        file.write(MUST_FAIL)
-    plugin = Results(job["secret"], job["exercises"], job["collect"], stream)
+    plugin = Results(secret, exercises, collect, stream)
     pytest.main(["test_lrt.py", "test_must_fail.py", "-c", "pytest.ini", "--rootdir=.", "-q", "-s",
                  "--noconftest", "-p", "no:cacheprovider", "-p", "no:faulthandler"],
                 plugins=[plugin])
 
 
 if __name__ == "__main__":
-    main()
+    main(**json.loads(sys.stdin.readline()))
