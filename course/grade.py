@@ -60,6 +60,8 @@ def read(path):
         data = path.read_bytes()
     except (OSError, ValueError) as e:
         raise Refused(f"the file cannot be read ({e}): hand it in again") from e
+    if b"\0" in data:
+        raise Refused("the file has zero bytes, as in UTF-16: save it as plain text, in UTF-8")
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
         return data.decode(encoding), []
@@ -231,8 +233,11 @@ class Grader:
         job = {"secret": secret, "exercises": numbers, "collect": collect, "memory": MEMORY,
                "seconds": RUN_SECONDS}
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HOME": str(folder)}
-        options = dict(user=self.user, group=self.user, extra_groups=[]) if self.user else {}
+        env |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        options = {}
+        if self.user:
+            import pwd                                          # POSIX only
+            options = dict(user=self.user, group=pwd.getpwnam(self.user).pw_gid, extra_groups=[])
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 [sys.executable, "-X", "utf8", "worker.py"], cwd=folder, env=env,
@@ -253,17 +258,19 @@ class Grader:
             self.running.discard(process)
             output.seek(0)
             lines = output.read(2 ** 21).decode(errors="replace").splitlines()
-        if not ended and process.returncode:
-            ended = "the process ended before the tests did: an exit, or too much memory or time?"
         results = {}
         for line in lines:
             if line.startswith(f'["{secret}"'):
                 _, name, outcome, message = json.loads(line)
                 results.setdefault(name, (outcome, message))
         judged = [outcome for name, (outcome, _) in results.items() if "must_fail" in name]
-        if not ended and not collect and judged != ["failed"] * 4 and "" not in results:
-            ended = "something that must fail has not failed after your code ran: change nothing " \
-                    "of torch, pytest or the tests"
+        if not ended and "" not in results:                     # "": the file cannot be imported
+            if process.returncode or len(judged) != 4:
+                ended = "the process ended before the tests did: does your code exit, or take too " \
+                        "much memory or time?"
+            elif set(judged) != {"failed"}:
+                ended = "a test that must fail passed after your code ran: change nothing of " \
+                        "torch, pytest or the tests"
         return results, ended
 
     def results_of(self, student, numbers):
@@ -430,7 +437,7 @@ def main(argv=None):
                 raise
             if args.json:
                 print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, KeyError) as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
         sys.exit(130)

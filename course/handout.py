@@ -76,6 +76,7 @@ def handout(folder, variant="", numbers=tuple(EXERCISES)):
         given = ", ".join(str(n) for n in EXERCISES if n not in numbers)
         page = f"> In this handout, the exercises {given} are given, complete.\n\n{page}"
     write(folder / "README.md", page)
+    write(folder / "pytest.ini", "[pytest]\n")      # so that none of a folder above counts
     (folder / "assets").mkdir()
     for name in UNCHANGED:
         shutil.copyfile(ROOT / name, folder / name)
