@@ -1,143 +1,183 @@
-"""A second implementation of the equations: numpy, one position at a time, nothing shared.
+"""A second implementation of the equations in lrt.py, one sequence and one position at a time.
 
-`python course/second.py` writes known.npz, the numbers that test_lrt.py compares with.
+    python course/second.py         writes course/known.npz, which test_lrt.py compares with
 """
 import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from test_lrt import DIALS, LAYERS, PLAIN, QKV, layers_case, numbers, qkv_case, random_model, tokens
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import test_lrt as tests
 
 
-def norm(v):
-    return v / np.sqrt(np.mean(v * v) + np.finfo(np.float64).eps)
+def norm(x):
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.finfo(np.float64).eps)
 
 
-def rotate(v, t):
-    """Turn each pair of a head (a: first half, b: second half) by the angle of position t."""
-    D = len(v)
-    a, b = v[:D // 2], v[D // 2:]
-    angle = t * 10000.0 ** (-2 * np.arange(D // 2) / D)
+def rotate(x, t):
+    """x (H, D): the pairs (a, b) of all heads, at position t."""
+    a, b = np.split(x, 2, axis=-1)
+    angle = t * 10000.0 ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
     return np.concatenate([a * np.cos(angle) + b * np.sin(angle),
-                           b * np.cos(angle) - a * np.sin(angle)])
+                           b * np.cos(angle) - a * np.sin(angle)], axis=-1)
 
 
-def qkv(w, H, h, y, m_k, m_v):
-    """Query, key and value of head h. w(name) is a matrix; m_k = U_k m and m_v = U_v m."""
-    D = len(y) // H
-    head = slice(h * D, h * D + D)
-    q, k, v = ((w(name) @ y)[head] for name in ("w_q", "w_k", "w_v"))
-    if w("w_g") is not None:
-        g = 2 / (1 + np.exp(-w("w_g") @ y))
-        g_local, g_mem = g[h], g[H + h]
-        k = g_local * k + g_mem * m_k[head]
-        v = g_local * v + g_mem * m_v[head]
+def attention(q, seen):
+    """q (H, D), seen: a list of (k, v), each (H, D) -> (H D,)"""
+    k, v = np.array([k for k, _ in seen]), np.array([v for _, v in seen])
+    p = np.exp(np.einsum("hd,nhd->hn", q, k) / np.sqrt(q.shape[1]))
+    p = p / p.sum(axis=1, keepdims=True)
+    return np.einsum("hn,nhd->hd", p, v).flatten()
+
+
+def qkv(w, H, y, m_k, m_v):
+    """w: matrices by their names, w_q, ...; m_k = U_k m, m_v = U_v m. q, k, v: (H, D) each."""
+    q, k, v, m_k, m_v = (x.reshape(H, -1)
+                         for x in (w["w_q"] @ y, w["w_k"] @ y, w["w_v"] @ y, m_k, m_v))
+    if "w_g" not in w:
+        return q, k, v
+    g_local, g_mem = (2 / (1 + np.exp(-w["w_g"] @ y))).reshape(2, H, 1)
+    k = g_local * k + g_mem * m_k
+    v = g_local * v + g_mem * m_v
     return q, k, v
 
 
-def weights(module):
-    return {name.removesuffix(".weight"): p.detach().numpy()
-            for name, p in module.named_parameters()}
-
-
-def position(model, past, t, x0, m):
-    """Position t of one sequence: h and latent. past[i][h][t] = (key, value) is read and written.
-    """
-    P, c = weights(model), model.config
-    C, H, L, W = c.n_embd, c.n_head, c.n_layer, c.block_size
-    x = x0
+def position(model, past, t, x_0, m):
+    """Position t: h and latent (C,). past[i][t] is (k, v) of layer i, to be read and written."""
+    w = {name.removesuffix(".weight"): p.detach().numpy() for name, p in model.named_parameters()}
+    c, x = model.config, x_0
+    L, W = c.n_layer, c.block_size
     for i in range(L):
-        w = lambda name: P.get(f"blocks.{i}.{name}", P.get(f"blocks.{i}.attn.{name}"))
-        pair = i if c.memory_proj == "layerwise" else 0
-        x = P["alpha"][i] * x + P["beta"][i] * x0
-        m_k = m_v = np.zeros(C)
+        layer = {name.split(".")[-1]: p for name, p in w.items() if f"blocks.{i}." in name}
+        u = i if c.memory_proj == "layerwise" else 0
         if c.lrt:
-            x = x + P["gamma"][i] * m
-            m_k, m_v = P[f"u_k.{pair}"] @ m, P[f"u_v.{pair}"] @ m
-        y = norm(x)
-        heads = []
-        for h in range(H):
-            q, k, v = qkv(w, H, h, y, m_k, m_v)
-            q, k = norm(rotate(q, t)), norm(rotate(k, t))
-            past[i][h][t] = k, v
-            seen = [past[i][h][s] for s in range(max(0, t - W + 1), t + 1)]
-            p = np.exp([q @ k / np.sqrt(C // H) for k, v in seen])
-            heads.append(sum(p_s * v for p_s, (k, v) in zip(p / p.sum(), seen)))
-        x = x + w("w_o") @ np.concatenate(heads)
-        x = x + w("mlp.w_2") @ np.maximum(w("mlp.w_1") @ norm(x), 0) ** 2
-        if i + 1 == c.memory_layer % (L + 1):
+            x = w["alpha"][i] * x + w["beta"][i] * x_0 + w["gamma"][i] * m
+            m_k, m_v = w[f"u_k.{u}"] @ m, w[f"u_v.{u}"] @ m
+        else:
+            x = w["alpha"][i] * x + w["beta"][i] * x_0
+            m_k, m_v = 0 * x, 0 * x
+        q, k, v = qkv(layer, c.n_head, norm(x), m_k, m_v)
+        q, k = norm(rotate(q, t)), norm(rotate(k, t))
+        past[i][t] = k, v
+        x = x + layer["w_o"] @ attention(q, [past[i][s] for s in range(max(0, t - W + 1), t + 1)])
+        x = x + layer["w_2"] @ np.maximum(layer["w_1"] @ norm(x), 0) ** 2
+        if i + 1 == (c.memory_layer if c.memory_layer > 0 else L + 1 + c.memory_layer):
             latent = norm(x)
     return norm(x), latent
-
-
-def empty_past(config):
-    return [[{} for _ in range(config.n_head)] for _ in range(config.n_layer)]
-
-
-def sequence(model, idx, passes, first=None):
-    """One sequence of tokens. passes: lists of positions, which are computed together: each takes
-    the latents that were there before. Yields h and latents (T, C) after each pass."""
-    embed, past = model.embed.weight.detach().numpy(), empty_past(model.config)
-    h, latents = np.zeros((len(idx), embed.shape[1])), np.zeros((len(idx), embed.shape[1]))
-    first = latents[0].copy() if first is None else first
-    for positions in passes:
-        before = np.concatenate([first[None], latents])
-        for t in positions:
-            h[t], latents[t] = position(model, past, t, norm(embed[idx[t]]), before[t])
-        yield h.copy(), latents.copy()
-
-
-def token_loop(model, idx, first=None):
-    """h and latents of one token after another."""
-    return list(sequence(model, idx, [[t] for t in range(len(idx))], first))[-1]
 
 
 def logits(model, h):
     return 15 * np.tanh(h @ model.head.weight.detach().numpy().T / 15)
 
 
+class Sequence:
+    """The passes over one sequence of tokens: h and latent (T, C), keys and values."""
+
+    def __init__(self, model, tokens):
+        embed = model.embed.weight.detach().numpy()
+        self.model, self.x_0 = model, norm(embed[tokens])
+        self.h, self.latent = np.zeros_like(self.x_0), np.zeros_like(self.x_0)
+        self.past = [{} for _ in range(model.config.n_layer)]
+
+    def compute(self, positions, latent):
+        """Each with memory m_t = latent_{t-1}, and m_0 = 0."""
+        for t in positions:
+            m = latent[t - 1] if t > 0 else np.zeros(self.x_0.shape[1])
+            self.h[t], self.latent[t] = position(self.model, self.past, t, self.x_0[t], m)
+
+    def loop(self):
+        self.compute(range(len(self.h)), self.latent)           # as it is by then
+        return self
+
+    def pass_0(self):
+        self.compute(range(len(self.h)), 0 * self.latent)
+        return self
+
+    def sweep(self, S):
+        for s in range(S):
+            self.compute(range(s, len(self.h), S), self.latent.copy())
+
+    def kv(self):
+        """(L, 2, H, T, D)"""
+        return np.array([[layer[t] for t in range(len(self.h))]
+                         for layer in self.past]).transpose(0, 2, 3, 1, 4)
+
+
+def known_exact(name):
+    model = tests.tiny(name)
+    sequence = Sequence(model, tests.tokens(1, 12)[0].numpy()).loop()
+    return dict(logits=logits(model, sequence.h), latent=sequence.latent)
+
+
+def known_passes(name, S, K):
+    model = tests.tiny(name)
+    sequence = Sequence(model, tests.tokens(1, 7)[0].numpy()).pass_0()
+    found = [sequence.h.copy()]
+    for _ in range(K):
+        sequence.sweep(S)
+        found.append(sequence.h.copy())
+    return dict(logits=logits(model, np.array(found)))
+
+
+def known_qkv(case, memory):
+    attention, (y, m_k, m_v) = tests.qkv_case(case)
+    w = {name.split(".")[0]: p.detach().numpy() for name, p in attention.named_parameters()}
+    m_k, m_v = (x.numpy() * (memory == "with memory") for x in (m_k, m_v))
+    rows = [[qkv(w, attention.n_head, y[b, t].numpy(), m_k[b, t], m_v[b, t]) for t in range(4)]
+            for b in range(2)]
+    return dict(zip("qkv", np.array(rows).transpose(2, 0, 3, 1, 4)))        # (B, H, T, D) each
+
+
+def known_layers(name, memory):
+    model, x_0, m = tests.layers_case(name)
+    rows = []
+    for b in range(2):
+        sequence = Sequence(model, [0] * 4)
+        sequence.x_0 = x_0[b].numpy()
+        for t in range(4):
+            m_t = m[b, t].numpy() * (memory == "memory")
+            sequence.h[t], sequence.latent[t] = position(model, sequence.past, t, sequence.x_0[t], m_t)
+        rows.append(sequence)
+    return dict(h=np.array([row.h for row in rows]), latent=np.array([row.latent for row in rows]),
+                kv=np.array([row.kv() for row in rows]).swapaxes(0, 1).swapaxes(1, 2))
+
+
+def known_prefill(case):
+    """How many sweeps it takes until nothing changes by more than each tolerance."""
+    model, idx, S = tests.prefill_case(case)
+    rows = [Sequence(model, row.numpy()).pass_0() for row in idx]
+    changes = []
+    for _ in range(-(-20 // S)):
+        before = [(row.h.copy(), row.latent.copy(), row.kv()) for row in rows]
+        for row in rows:
+            row.sweep(S)
+        after = [(row.h, row.latent, row.kv()) for row in rows]
+        changes.append(max(abs(x - y).max() for a, b in zip(after, before) for x, y in zip(a, b)))
+    sweeps = [next((n for n, change in enumerate(changes, 1) if change <= tol), len(changes))
+              for tol in tests.TOLERANCES]
+    return dict(sweeps=np.array(sweeps))
+
+
 def all_known():
-    known = {}
-    for name in (*PLAIN, "from another latent"):
-        model = random_model(**PLAIN.get(name, {}))
-        first = list(numbers(2, 16).numpy()) if name not in PLAIN else [None, None]
-        rows = [token_loop(model, row, latent) for row, latent in zip(tokens(2, 12), first)]
-        h, latents = (np.stack(part) for part in zip(*rows))
-        known |= {f"exact/{name}/logits": logits(model, h), f"exact/{name}/latents": latents}
-    for name, memory in LAYERS:
-        model, chunk, m = layers_case(name)
-        x0, m, pasts = chunk.x0.numpy(), m.numpy() * memory, [empty_past(model.config)] * 0
-        found = np.empty((2, *x0.shape))
-        for b in range(len(x0)):
-            pasts.append(empty_past(model.config))
-            for t in range(x0.shape[1]):
-                found[:, b, t] = position(model, pasts[b], t, x0[b, t], m[b, t])
-        known |= {f"layers/{name}/{memory}/h": found[0], f"layers/{name}/{memory}/latent": found[1]}
-        for i in range(model.config.n_layer):           # (B, H, T, 2, D) -> (2, B, H, T, D)
-            kv = np.array([[list(head.values()) for head in past[i]] for past in pasts])
-            known[f"layers/{name}/{memory}/kv{i}"] = np.moveaxis(kv, 3, 0)
+    """{"layers/shared/memory/h": numbers, ...}"""
+    found = {}
+    for case, memory in [(case, memory) for case in tests.QKV
+                         for memory in ("with memory", "without memory")]:
+        found[f"qkv/{case}/{memory}"] = known_qkv(case, memory)
+    for name in {**tests.LRT, **tests.PLAIN}:
+        found[f"exact/{name}"] = known_exact(name)
+        for memory in ("memory", "none"):
+            found[f"layers/{name}/{memory}"] = known_layers(name, memory)
     for name in ("shared", "middle layer"):
-        for S, K in DIALS:
-            passes = [range(7)] + [range(s, 7, S) for s in range(S)] * K
-            after = list(sequence(random_model(**PLAIN[name]), tokens(1, 7)[0], passes))
-            if S * K == 0:
-                continue
-            for k in range(1, K + 1):
-                known |= dict(zip((f"sweeps/{name}/{S}/{k}/h", f"sweeps/{name}/{S}/{k}/latent"),
-                                  after[k * S]))
-    for case, memory in QKV:
-        attention, y, m_k, m_v = qkv_case(case)
-        P, H = weights(attention), attention.n_head
-        found = np.array([[[qkv(P.get, H, h, *(x.numpy() * scale for x, scale in zip(
-            (y[b, t], m_k[b, t], m_v[b, t]), (1, memory, memory)))) for t in range(5)]
-            for h in range(H)] for b in range(2)])                  # (B, H, T, 3, D)
-        for n, name in enumerate(("queries", "keys", "values")):
-            known[f"qkv/{case}/{memory}/{name}"] = found[..., n, :]
-    return known
+        for S, K in tests.DIALS:
+            found[f"passes/{name}/S={S}"] = known_passes(name, S, K)
+    for case in tests.PREFILL:
+        found[f"prefill/{case}"] = known_prefill(case)
+    return {f"{which}/{part}": x for which, parts in found.items() for part, x in parts.items()}
 
 
 if __name__ == "__main__":
-    with open(Path(__file__).parent / "known.npz", "wb") as file:
+    with open(HERE / "known.npz", "wb") as file:
         np.savez_compressed(file, **all_known())
