@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from handout import EXERCISES, blanked, chosen, definitions
 from variants import ROOT, new_folder, write, write_with_known_numbers
 
-KINDS = {"gradients": 20, "robustness": 10, "values": 70}       # percent of an exercise's points
+SHARES = {"gradients": 0.2, "robustness": 0.1}      # of an exercise's points; values: the rest
 TEST_SECONDS, RUN_SECONDS = 60, 300         # wall clock without a result; CPU time of a run
+MUST_FAIL = 5                               # so many tests in must_fail.py
 MEMORY = 4 * 2 ** 30                        # bytes that a run may have
 OTHER_FILES = {"test_lrt.py", "train.py", "sample.py", "prepare_data.py"}
 
@@ -265,10 +266,10 @@ class Grader:
                 results.setdefault(name, (outcome, message))
         judged = [outcome for name, (outcome, _) in results.items() if "must_fail" in name]
         if not ended and "" not in results:                     # "": the file cannot be imported
-            if process.returncode or len(judged) != 4:
+            if process.returncode or len(judged) != MUST_FAIL:
                 ended = "the process ended before the tests did: does your code exit, or take too " \
                         "much memory or time?"
-            elif set(judged) != {"failed"}:
+            elif "passed" in judged:
                 ended = "a test that must fail passed after your code ran: change nothing of " \
                         "torch, pytest or the tests"
         return results, ended
@@ -309,18 +310,11 @@ class Grader:
             return 0, ended or results[""][1]
         if not bad:
             return of, f"all {len(tests)} tests pass"
-        message = results.get(bad[0], ("", "was not run"))[1]
-        there, lost = {kind_of(name) for name in tests}, {kind_of(name) for name in bad}
-        share = sum(KINDS[k] for k in there - lost) / sum(KINDS[k] for k in there)
-        points = 0 if "values" in lost else round(of * share, 1)
+        said = [results.get(name, ("values", "was not run")) for name in bad]
+        lost = {kind if kind in SHARES else "values" for kind, _ in said}
+        points = 0 if "values" in lost else round(of * (1 - sum(SHARES[k] for k in lost)), 1)
         return points, (f"{len(bad)} of {len(tests)} tests fail ({', '.join(sorted(lost))}); "
-                        f"{bad[0]}: {message}")
-
-
-def kind_of(test):
-    if "gradient" in test:
-        return "gradients"
-    return "robustness" if re.search("refuse|device|dtype|invalid|unchanged", test) else "values"
+                        f"{bad[0]}: {said[0][1]}")
 
 
 def kill(process):

@@ -32,7 +32,7 @@ VARIANTS = {
             ("Without them m = 0; the gate g_local acts all the same.",
              "Without them m = 0; the gate g_local acts on keys all the same."),
         ],
-        "second.py": [("v = g_local * v + g_mem * m_v[head]", "v = v + m_v[head]")],
+        "second.py": [("v = g_local * v + g_mem * m_v\n", "v = v + m_v\n")],
         "right.py": [("g_local * v + g_mem * self.split(m_v)", "v + self.split(m_v)"),
                      ("return q, g_local * k, g_local * v", "return q, g_local * k, v")],
         "STUDENT.md": [("v    = g_local W_v y + g_mem U_v m_t", "v    = W_v y + U_v m_t")],
@@ -53,7 +53,9 @@ VARIANTS = {
              "# (B, H, n, 1)\n"
              "            g_local = 2 - g_mem\n"),
         ],
-        "second.py": [("g_local, g_mem = g[h], g[H + h]", "g_local, g_mem = 2 - g[h], g[h]")],
+        "second.py": [("g_local, g_mem = (2 / (1 + np.exp(-w[\"w_g\"] @ y))).reshape(2, H, 1)\n",
+                       "g_mem = (2 / (1 + np.exp(-w[\"w_g\"] @ y))).reshape(H, 1)\n"
+                       "    g_local = 2 - g_mem\n")],
         "right.py": [("g_local, g_mem = g[:, :H], g[:, H:]",
                       "g_local, g_mem = 2 - g, g")],
         "STUDENT.md": [
@@ -82,9 +84,10 @@ VARIANTS = {
              "    # LRT\n"
              "            x = block(x, *memory[i], inject, rope,"),
         ],
-        "second.py": [("            x = x + P[\"gamma\"][i] * m\n", ""),
-                      ("np.concatenate(heads)\n",
-                       "np.concatenate(heads) + (P[\"gamma\"][i] * m if c.lrt else 0)\n")],
+        "second.py": [(" * x_0 + w[\"gamma\"][i] * m\n", " * x_0\n"),
+                      ("        x = x + layer[\"w_2\"]",
+                       "        x = x + w[\"gamma\"][i] * m if c.lrt else x\n"
+                       "        x = x + layer[\"w_2\"]")],
         "right.py": [("x = x + self.gamma[i] * m", "inject = self.gamma[i] * m"),
                      ("m_k = m_v = None", "m_k, m_v, inject = None, None, 0"),
                      ("[i](x, m_k, m_v, ", "[i](x, m_k, m_v, inject, ")],
@@ -109,7 +112,8 @@ VARIANTS = {
              "        return norm(x), torch.cat([own, received], dim=-1)\n"),
         ],
         "second.py": [("            latent = norm(x)\n",
-                       "            latent = np.concatenate([norm(x)[:C // 2], m[:C // 2]])\n")],
+                       "            half = len(x) // 2\n"
+                       "            latent = np.concatenate([norm(x)[:half], m[:half]])\n")],
         "right.py": [
             ("                latent = norm(x)\n",
              "                latent = norm(x)\n"

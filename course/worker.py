@@ -23,7 +23,8 @@ def limit_resources(memory, seconds):
 
 
 class Results:
-    """A plugin of pytest: it chooses tests, and writes what became of each."""
+    """A plugin of pytest: it chooses tests, and writes what became of each: passed, skipped, or
+    what is wrong."""
 
     def __init__(self, secret, exercises, collect, stream):
         self.choice = re.compile(f"test_ex({'|'.join(map(str, exercises))})_")
@@ -44,14 +45,27 @@ class Results:
             items.clear()
         items.extend(last)
 
-    def pytest_collectreport(self, report):
-        if report.failed:
-            self.tell("", "failed", message_of(report))
-
     def pytest_runtest_logreport(self, report):
-        if report.when == "call" or not report.passed:
-            message = "" if report.passed else message_of(report)
-            self.tell(report.nodeid.partition("::")[2], report.outcome, message)
+        if report.when == "call" and not report.failed:
+            self.tell(report.nodeid.partition("::")[2], report.outcome)
+
+    def pytest_exception_interact(self, node, call, report):    # "": not even imported
+        name = node.name if hasattr(node, "function") else ""
+        self.tell(name, kind_of(node.name, call.excinfo), message_of(report))
+
+
+def kind_of(test, excinfo):
+    """What a test shows to be wrong, by its name and by the statement of it that failed. Tests look
+    at values first, so a statement about gradients is reached if the values are right."""
+    try:
+        entry = next(e for e in excinfo.traceback if e.path.name == "test_lrt.py")
+        statement, before = str(entry.statement), str(entry.frame.code.fullsource[entry.lineno - 1])
+    except Exception:
+        return "values"
+    if re.search("refuse|raises|meta|device|dtype|in place|unchanged", test + statement) \
+            or "pytest.raises" in before:
+        return "robustness"
+    return "gradients" if re.search("grad|slopes", test + statement) else "values"
 
 
 def message_of(report):
