@@ -2,6 +2,7 @@
 
     python course/second.py         writes course/known.npz, which test_lrt.py compares with
 """
+import itertools
 import sys
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def known_passes(name, S, K):
 def known_qkv(case, memory):
     attention, (y, m_k, m_v) = tests.qkv_case(case)
     w = {name.split(".")[0]: p.detach().numpy() for name, p in attention.named_parameters()}
-    m_k, m_v = (x.numpy() * (memory == "with memory") for x in (m_k, m_v))
+    m_k, m_v = (x.numpy() * memory for x in (m_k, m_v))
     rows = [[qkv(w, attention.n_head, y[b, t].numpy(), m_k[b, t], m_v[b, t]) for t in range(4)]
             for b in range(2)]
     return dict(zip("qkv", np.array(rows).transpose(2, 0, 3, 1, 4)))        # (B, H, T, D) each
@@ -163,10 +164,9 @@ def known_prefill(case):
 def all_known():
     """{"layers/shared/memory/h": numbers, ...}"""
     found = {}
-    for case, memory in [(case, memory) for case in tests.QKV
-                         for memory in ("with memory", "without memory")]:
+    for case, memory in itertools.product(tests.QKV, (0, 1)):
         found[f"qkv/{case}/{memory}"] = known_qkv(case, memory)
-    for name in {**tests.LRT, **tests.PLAIN}:
+    for name in (*tests.LRT, *tests.PLAIN):
         found[f"exact/{name}"] = known_exact(name)
         for memory in ("memory", "none"):
             found[f"layers/{name}/{memory}"] = known_layers(name, memory)
