@@ -50,12 +50,14 @@ def run_tests(folder, choice):
                            choice], cwd=folder,
                           env=QUIET, capture_output=True, text=True)
     lines = re.findall(r"^(PASSED|FAILED|ERROR) test_lrt.py::test_(ex\d)", done.stdout, re.M)
-    return {number: {word for word, n in lines if n == number} for _, number in lines}
+    return {number: {word for word, n in lines if n == number}
+            for number in sorted({number for _, number in lines})}
 
 
 def test_each_exercise_fails_in_the_handout_and_passes_when_written(folder):
     numbers = [f"ex{n}" for n in handout.EXERCISES]
-    assert run_tests(folder, "ex") == dict.fromkeys(numbers, {"FAILED"})
+    found = run_tests(folder, "ex")
+    assert list(found) == sorted(numbers) and all("FAILED" in words for words in found.values())
     blank = (folder / "lrt.py").read_text(encoding="utf-8")
     variants.write(folder / "lrt.py", LRT)
     assert run_tests(folder, "ex1 or ex2 or ex3") == dict.fromkeys(numbers[:3], {"PASSED"})
@@ -115,7 +117,8 @@ def test_a_wrong_exercise_costs_only_itself(grader, tmp_path):
 
 
 # What a file may be: its name, its content, points of 5, and what is said
-CHEAT = "def shift_right(latent, first):\n    import torch, pytest, test_lrt, os\n    {}\n    return latent\n"
+CHEAT = ("def shift_right(latent, first):\n    import torch, pytest, test_lrt, os\n    {}\n"
+         "    return latent\n")
 FILES = {
     "empty.py": ("\n", 0, "is empty"),
     "new_syntax.py": ("x = lambda: (yield = 3)\n" + GOOD, 0, "line 1"),
@@ -166,7 +169,7 @@ def test_any_file_gets_its_points_or_a_line(tmp_path, monkeypatch, capsys):
         assert (float(row["points"]), row["of"]) == (right, "5"), row
         assert said in row["reasons"] and len(row["reasons"]) < 600, row
     notes = next((tmp_path / "texts").glob("*every.py.txt")).read_text()
-    assert "class Pair" in notes and "set_default_dtype" in notes and "no_such_module" not in notes
+    assert all(word in notes for word in ("class Pair", "set_default_dtype", "no_such_module"))
     assert "Latin-1" in next((tmp_path / "texts").glob("*latin.py.txt")).read_text()
 
 
@@ -185,7 +188,7 @@ def test_gradescope_and_leaderboard(tmp_path, capsys):
 # ---- Variants
 
 
-@pytest.mark.parametrize("variant", ["onegate,after", "keygates,twoback"])
+@pytest.mark.parametrize("variant", ["softgates,after", "keygates,twoback"])
 def test_in_a_variant_its_own_solution_is_right_and_the_public_one_is_wrong(variant, tmp_path):
     texts = variants.edition(variant)
     variants.write(tmp_path / "right.py", texts["right.py"])

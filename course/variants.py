@@ -37,30 +37,30 @@ VARIANTS = {
                      ("return q, g_local * k, g_local * v", "return q, g_local * k, v")],
         "STUDENT.md": [("v    = g_local W_v y + g_mem U_v m_t", "v    = W_v y + U_v m_t")],
     }),
-    "onegate": ("one gate per head: g_local = 2 - g_mem", {
+    "softgates": ("the two gates of a head compete: 2 softmax, so their sum is 2", {
         "lrt.py": [
             ("    g_local, g_mem = 2 σ(W_g y)                                     LRT: two numbers "
              "per head",
-             "    g_mem = 2 σ(W_g y),  g_local = 2 - g_mem                        LRT: one number "
-             "per head"),
-            ("self.w_g = nn.Linear(C, 2 * config.n_head, bias=False)",
-             "self.w_g = nn.Linear(C, config.n_head, bias=False)"),
+             "    g_local, g_mem = 2 softmax(W_g y)                               LRT: two numbers "
+             "per head,\n"
+             "                                                                    LRT: whose sum is 2"),
             ("            gates = 2 * torch.sigmoid(self.w_g(y))                      "
              "# (B, n, 2H), in (0, 2)\n"
              "            g_local, g_mem = gates.transpose(1, 2)[..., None].chunk(2, dim=1)   "
              "# (B, H, n, 1)\n",
-             "            g_mem = 2 * torch.sigmoid(self.w_g(y)).transpose(1, 2)[..., None]   "
-             "# (B, H, n, 1)\n"
-             "            g_local = 2 - g_mem\n"),
+             "            gates = self.w_g(y).transpose(1, 2)[..., None].chunk(2, dim=1)      "
+             "# (B, H, n, 1) each\n"
+             "            g_local, g_mem = 2 * torch.stack(gates).softmax(dim=0)\n"),
         ],
         "second.py": [("g_local, g_mem = (2 / (1 + np.exp(-w[\"w_g\"] @ y))).reshape(2, H, 1)\n",
-                       "g_mem = (2 / (1 + np.exp(-w[\"w_g\"] @ y))).reshape(H, 1)\n"
-                       "    g_local = 2 - g_mem\n")],
-        "right.py": [("g_local, g_mem = g[:, :H], g[:, H:]",
-                      "g_local, g_mem = 2 - g, g")],
+                       "g = np.exp(w[\"w_g\"] @ y).reshape(2, H, 1)\n"
+                       "    g_local, g_mem = 2 * g / g.sum(axis=0)\n")],
+        "right.py": [("g = (1 + torch.tanh(self.w_g(y) / 2))", "g = self.w_g(y)"),
+                     ("g_local, g_mem = g[:, :H], g[:, H:]",
+                      "g_mem = 2 * torch.sigmoid(g[:, H:] - g[:, :H])\n        g_local = 2 - g_mem")],
         "STUDENT.md": [
             ("g_local, g_mem = 2 σ(W_g y)                two numbers per head",
-             "g_mem = 2 σ(W_g y),  g_local = 2 - g_mem   one number per head"),
+             "g_local, g_mem = 2 softmax(W_g y)          two numbers per head, whose sum is 2"),
         ],
     }),
     "after": ("γ m is added after attention, before the MLP", {
