@@ -219,6 +219,12 @@ that time).""", {
 
 SWEEPS = """## sweeps: Does K have to grow with training, or with T?
 
+![Change of the latents by position and sweep, for S = 1, 2 and 8](settle.png)
+
+The picture shows how far each sweep changes the latents of a trained model (S = 4, K = 2, 2 hops,
+1,750 steps; `python assets/plot.py settle FOLDER`). Each sweep changes them less, at all positions,
+and at the left the latents are exact; more subsets need fewer sweeps.
+
 How far the loss after K sweeps of S = 4 subsets is from the exact one, on 16,384 validation tokens
 (edition 2; `python assets/plot.py settle FOLDER` prints such a table).
 
