@@ -8,6 +8,7 @@ Tiny models in float64 are compared with slow definitions, with each other, and 
 numbers of a second implementation (course/second.py). The order is that of lrt.py. The tests of
 exercise n need exercises 1 to n and nothing later. T tokens, S subsets and K sweeps as in lrt.py.
 """
+import functools
 import math
 from pathlib import Path
 
@@ -134,6 +135,13 @@ def close(mine, expected, what="", atol=1e-10):
     torch.testing.assert_close(mine, expected, rtol=0, atol=atol, msg=lambda m: f"{what}: {m}")
 
 
+def refused(call, wrong):
+    """Each of the wrong options raises ValueError that names it (the first one of several)."""
+    for options in wrong:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            call(**options)
+
+
 def gradients(loss, model):
     """{parameter: gradient}, 0 for those on which the loss does not depend."""
     named = dict(model.named_parameters())
@@ -164,12 +172,10 @@ def slopes(f, model, **inputs):
 # ---- Configuration, and functions of a few lines
 
 
-@pytest.mark.parametrize("wrong", [
-    dict(n_layer=0), dict(vocab_size=2.5), dict(n_embd=10), dict(dropout=1.0), dict(lrt=2),
-    dict(memory_layer=3), dict(memory_layer=0), dict(memory_layer=-3), dict(memory_proj="both")])
-def test_impossible_configurations_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        tiny(**wrong)
+def test_impossible_configurations_are_named():
+    refused(tiny, [
+        dict(n_layer=0), dict(vocab_size=2.5), dict(n_embd=10), dict(dropout=1.0), dict(lrt=2),
+        dict(memory_layer=3), dict(memory_layer=0), dict(memory_layer=-3), dict(memory_proj="a")])
 
 
 def test_rotary_turns_pair_j_by_t_over_10000_to_the_2j_over_D():
@@ -205,23 +211,21 @@ def test_cross_entropy_is_a_mean_over_targets():
 # ---- Attention.qkv
 
 
-QKV = {"two heads": dict(), "three heads": dict(n_head=3, n_embd=12), "plain": dict(lrt=False)}
+QKV = [("shared", 1), ("shared", 0), ("plain", 0)]       # with memory and without
 
 
-def qkv_case(case):
+def qkv_case(name):
     """An attention, and its inputs y, U_k m and U_v m."""
-    model = tiny(**QKV[case])
-    return model.blocks[1].attn, [numbers(2, 4, model.config.n_embd, seed=s) for s in range(3)]
+    return tiny(name).blocks[1].attn, [numbers(2, 4, 8, seed=s) for s in range(3)]
 
 
-@pytest.mark.parametrize("case, memory", [
-    ("two heads", 1), ("two heads", 0), ("three heads", 1), ("plain", 0)])
-def test_ex3_memory_enters_keys_and_values_through_gates(case, memory):
+@pytest.mark.parametrize("name, memory", QKV)
+def test_ex3_memory_enters_keys_and_values_through_gates(name, memory):
     """k = g_local W_k y + g_mem U_k m, v alike, and q = W_q y. Without memory, k = g_local W_k y.
     In a plain GPT, k = W_k y."""
-    attention, inputs = qkv_case(case)
+    attention, inputs = qkv_case(name)
     inputs = [x.requires_grad_() for x in inputs[:3 if memory else 1]]
-    close(dict(zip("qkv", attention.qkv(*inputs))), known("qkv", case, str(memory)))
+    close(dict(zip("qkv", attention.qkv(*inputs))), known("qkv", name, str(memory)))
     for n in range(3):
         slopes(lambda: weighed(attention.qkv(*inputs)[n]), attention,
                **dict(zip(("y", "m_k", "m_v"), inputs)))
@@ -234,11 +238,11 @@ def test_ex3_memory_enters_keys_and_values_through_gates(case, memory):
     (7, 1, 3), (7, 6, 1), (7, 5, 9), (1, 0, 5), (2, 1, 2)])
 def test_ex2_the_cache_keeps_what_later_tokens_need(W, past, T):
     """Keys and values of the last W - 1 positions, the last latent, and the number of tokens."""
-    cache = lrt.Cache([numbers(2, 2, 2, past, 4)] * 3, numbers(2, 8), pos=40)
+    n, cache = past + T, lrt.Cache([numbers(2, 2, 2, past, 4)] * 3, numbers(2, 8), pos=40)
     chunk = lrt.Chunk(numbers(2, T, 8), cache, W)
-    chunk.kv = [numbers(2, 2, 2, past + T, 4, seed=i).requires_grad_() for i in range(3)]
+    chunk.kv = [numbers(2, 2, 2, n, 4, seed=i).requires_grad_() for i in range(3)]
     chunk.h, chunk.latent = (numbers(2, T, 8, seed=s).requires_grad_() for s in (4, 5))
-    before, stays = state(chunk), [*range(past + T)][max(0, past + T - W + 1):]
+    before, stays = state(chunk), [t for t in range(n) if t > n - W]
     chunk.finish()
     close(cache.latent, before["latent"][:, T - 1], "latent")
     close(torch.stack(cache.kv), before["kv"][..., stays, :], "keys and values")
@@ -316,19 +320,18 @@ def test_a_long_text_in_pieces():
 def test_initial_values():
     """α 1, β and γ 0.1, E ~ N(0, 1), head ~ N(0, 0.001²), branches and gates 0, others 1/√C."""
     torch.manual_seed(0)
+    start = dict(alpha=1.0, beta=0.1, gamma=0.1, w_o=0.0, w_2=0.0, w_g=0.0)
     for name, p in lrt.GPT(lrt.GPTConfig(vocab_size=1000, lrt=True)).named_parameters():
         kind = name.removesuffix(".weight").split(".")[-1]
-        std = dict(embed=1, head=0.001, w_o=0, w_2=0, w_g=0).get(kind, 128 ** -0.5)
-        if p.dim() == 1:
-            assert (p == (1.0 if kind == "alpha" else 0.1)).all(), name
+        if kind in start:
+            assert (p == start[kind]).all(), name
         else:
-            assert abs(p.std() - std) <= 0.02 * std, name
+            std = dict(embed=1, head=0.001).get(kind, 128 ** -0.5)
+            assert abs(p.std() / std - 1) < 0.02, name
 
 
-def test_logits_are_capped_and_in_float32():
-    model, h = tiny(), 100 * numbers(2, 8)
-    close(model.logits(h), 15 * torch.tanh(h @ model.head.weight.T / 15))
-    assert model.bfloat16().logits(h.bfloat16()).dtype == torch.float32
+def test_logits_are_in_float32_or_more():
+    assert tiny().bfloat16().logits(numbers(2, 8).bfloat16()).dtype == torch.float32
 
 
 # ---- GPT.layers
@@ -354,12 +357,12 @@ def test_ex4_the_equations(name, memory):
     """h, latent, and the keys and values of each layer (kv). No memory is a memory of zeros."""
     model, x0, m = layers_case(name)
     m = None if memory == "none" or name == "plain" else (m * (memory == "memory"))
-    close(run_layers(model, x0, m), known("layers", name, "memory" if memory == "memory" else "none"))
-    inputs = dict(x0=x0.requires_grad_()) if m is None else dict(
-        x0=x0.requires_grad_(), m=m.requires_grad_())
-    if memory != "zeros":
-        for part in ("h", "latent", "kv"):
-            slopes(lambda: weighed(run_layers(model, x0, m)[part]), model, **inputs)
+    close(run_layers(model, x0, m), known("layers", name, str(memory == "memory")))
+    inputs = dict(x0=x0.requires_grad_())
+    if m is not None:
+        inputs["m"] = m.requires_grad_()
+    for part in ("h", "latent", "kv"):
+        slopes(lambda: weighed(run_layers(model, x0, m)[part]), model, **inputs)
 
 
 @with_and_without_gradients
@@ -397,7 +400,7 @@ def test_ex5_step_is_the_recurrence(name):
         assert cache.kv[0].size(3) == min(t + 1, 7), "positions kept for a window of 8"
 
 
-@each_config
+@pytest.mark.parametrize("name", LRT)
 def test_ex5_every_latent_counts(name):
     """Whatever is added to the latent before one of four tokens changes the last logits, and the
     gradients say how much. So do those of the parameters, through all tokens."""
@@ -412,8 +415,8 @@ def test_ex5_every_latent_counts(name):
         return weighed(logits, cache.latent)
 
     slopes(last, model, **added)
-    for what, grad in zip(added, torch.autograd.grad(last(), list(added.values()), allow_unused=True)):
-        assert name == "plain" or grad.abs().max() > 1e-6, f"{what} has no effect"
+    for what, grad in zip(added, torch.autograd.grad(last(), list(added.values()))):
+        assert grad.abs().max() > 1e-6, f"{what} has no effect"
 
 
 # ---- GPT.sweep
@@ -424,18 +427,18 @@ def test_ex5_every_latent_counts(name):
 @pytest.mark.parametrize("past, S", [(0, 1), (0, 2), (5, 3), (5, 9)])
 def test_ex6_consistent_a_sweep_is_one_position_after_another(name, past, S, grad):
     """Subset after subset. Position t has the memory that latent_{t-1} was when its subset began.
-    Gradients go through all of it. What the pass before left as h and latent stays as it was, and
-    so does the cache."""
+    Gradients go through all of it. h and latent of the sweep before stay as they were, and so does
+    the cache."""
     model, idx, _ = batch(name, T=7)
     cache = after(model, tokens(2, past))
-    cache.latent = numbers(*cache.latent.shape).requires_grad_()
+    model.first = cache.latent = torch.nn.Parameter(numbers(*cache.latent.shape))
     with torch.set_grad_enabled(grad):
         chunk, slow = model.begin(idx, cache), model.begin(idx, cache)
         for n in range(2):
-            old = cache.kv, chunk.h, chunk.latent
-            copies = [kv.clone() for kv in cache.kv], chunk.h.clone(), chunk.latent.clone()
+            h, latent = chunk.h, chunk.latent
+            before = state(cache), h.clone(), latent.clone()
             model.sweep(chunk, S)
-            close(old, copies, "changed in place")
+            close((state(cache), h, latent), before, "changed in place")
             for s in range(min(S, 7)):
                 h, latent = slow.h.clone(), slow.latent.clone()
                 for t in range(s, 7, S):
@@ -446,7 +449,6 @@ def test_ex6_consistent_a_sweep_is_one_position_after_another(name, past, S, gra
             close(state(chunk), state(slow), f"sweep {n + 1}")
     assert cache.pos == past
     if grad:
-        model.first = torch.nn.Parameter(cache.latent)      # one more
         close(*(gradients(weighed(*state(x).values()), model) for x in (chunk, slow)))
 
 
@@ -546,7 +548,7 @@ def test_ex7_consistent_a_plain_gpt_is_pass_0():
     for dial in (dict(), dict(subsets=3, sweeps=2), dict(subsets=2, loss_weights=(0.2, 0.3)),
                  dict(hops=3)):
         close(model(idx, targets, **dial), right, f"logits, loss, {dial}")
-        assert cost(noted) == 6, f"positions computed, {dial}"
+        assert noted.pop() == (6, 6, True) and not noted, f"more than one pass, {dial}"
 
 
 # ---- GPT.forward_hops
@@ -623,24 +625,19 @@ def test_ex9_without_gradients_there_are_logits_and_loss(S):
 # ---- GPT.forward
 
 
-def impossible(dials):
-    for dial in dials:
-        for name in ("shared", "plain"):
-            model, idx, targets = batch(name)
-            with pytest.raises(ValueError, match=next(iter(dial))):
-                model(idx, targets, **dial)
-
-
-def test_ex7_impossible_dials_are_named():
-    impossible([
+@pytest.mark.parametrize("name", ["shared", "plain"])
+def test_ex7_impossible_dials_are_named(name):
+    refused(functools.partial(*batch(name)), [
         dict(subsets=0), dict(subsets=2.5), dict(sweeps=-1), dict(sweeps=1.5, subsets=2),
         dict(loss_weights=(1,), subsets=2), dict(loss_weights=(0, 0), subsets=2),
         dict(loss_weights=(1, 1, 1), subsets=2), dict(loss_weights=(1, 1))])
 
 
-def test_ex9_impossible_dials_are_named():
-    impossible([dict(hops=-1), dict(hops=1.5), dict(subsets=0, hops=1), dict(sweeps=-1, hops=1),
-                dict(loss_weights=(0, 1), subsets=2, hops=1)])
+@pytest.mark.parametrize("name", ["shared", "plain"])
+def test_ex9_impossible_hops_are_named(name):
+    refused(functools.partial(*batch(name)), [
+        dict(hops=-1), dict(hops=1.5), dict(subsets=0, hops=1), dict(sweeps=-1, hops=1),
+        dict(loss_weights=(0, 1), subsets=2, hops=1)])
 
 
 @pytest.mark.parametrize("dial", [dict(), dict(subsets=2), dict(hops=1)])
@@ -656,11 +653,10 @@ def test_impossible_texts_are_refused(dial):
 def test_consistent_causality(name, dial):
     """A token changes the logits at its own position and at all later ones, in its own row."""
     model, idx, _ = batch(name)
-    for t in range(6):
-        other = idx.clone()
-        other[1, t] = (idx[1, t] + 1) % 11
-        changed = (model(other, **dial)[0] - model(idx, **dial)[0]).abs().amax(2) > 1e-9
-        assert changed.tolist() == [[False] * 6, [False] * t + [True] * (6 - t)], f"token {t}"
+    logits = model(idx, **dial)[0]
+    idx[1, 3] = (idx[1, 3] + 1) % 11
+    changed = (model(idx, **dial)[0] - logits).abs().amax(2) > 1e-9
+    assert changed.tolist() == [[False] * 6, [False] * 3 + [True] * 3]
 
 
 def test_dropout_is_drawn_in_training_and_with_gradients():
@@ -670,17 +666,16 @@ def test_dropout_is_drawn_in_training_and_with_gradients():
     assert (model(idx)[0] - exact).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dial, most", [(dict(subsets=2), 1), (dict(hops=1, subsets=2), 3)])
-def test_torch_compile_keeps_loss_and_gradients(dial, most):
-    """In one graph; with hops, also in one before implicit_gradient and one after it."""
+@pytest.mark.parametrize("dial", [dict(subsets=2), dict(subsets=2, hops=1)])
+def test_torch_compile_keeps_loss_and_gradients(dial):
+    """In one graph. (Hops break it once, where they take gradients.)"""
     model, idx, targets = batch(T=4, n_layer=1)
-    right, graphs = model(idx, targets, **dial), []
+    right = model(idx, targets, **dial)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph)
+    compiled = torch.compile(model, backend="eager", fullgraph="hops" not in dial)
     mine = compiled(idx, targets, **dial)
     close(mine, right)
     close(gradients(mine[1], model), gradients(right[1], model))
-    assert len(graphs) <= most
 
 
 # ---- GPT.prefill
@@ -782,9 +777,8 @@ def test_ex8_prompts_have_neither_dropout_nor_gradients():
 
 def test_ex8_impossible_prompts_are_refused():
     model, idx, _ = batch()
-    for wrong in (dict(subsets=0), dict(subsets=1.5), dict(tol=-1)):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            model.prefill(idx, model.init_cache(2), **wrong)
+    refused(functools.partial(model.prefill, idx, model.init_cache(2)),
+            [dict(subsets=0), dict(subsets=1.5), dict(tol=-1)])
     with pytest.raises(ValueError):
         model.prefill(idx[:, :0], model.init_cache(2))
 
@@ -798,8 +792,8 @@ def generated(model, prompt, n, seed=0, **options):
 
 
 def test_text_of_temperature_0_is_the_likeliest_by_the_loop():
-    """Also where it is longer than the window, and where it goes on with the cache of a text before,
-    which lacks only the last token."""
+    """Also where it is longer than the window, and where it goes on with the cache of a text
+    before, which lacks only the last token."""
     model, prompt, _ = batch(T=3, scale=1.0)
     text, cache = generated(model, prompt, 12, temperature=0), model.init_cache(2)
     close(text, loop(model, torch.cat([prompt, text], dim=1))[:, 2:-1].argmax(-1))
@@ -820,11 +814,8 @@ def test_text_depends_on_seed_and_top_k():
         assert len(set(generated(model, prompt, 40, top_k=k)[0].tolist())) == k
 
 
-@pytest.mark.parametrize("wrong", [
-    dict(top_k=0), dict(top_k=1.5), dict(temperature=-1), dict(temperature=math.nan)])
-def test_impossible_text_is_refused(wrong):
+def test_impossible_text_is_refused():
     model, prompt, _ = batch()
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        generated(model, prompt, 2, **wrong)
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        generated(model, prompt, -1)
+    refused(lambda max_new_tokens=2, **wrong: generated(model, prompt, max_new_tokens, **wrong), [
+        dict(top_k=0), dict(top_k=1.5), dict(temperature=-1), dict(temperature=math.nan),
+        dict(max_new_tokens=-1)])

@@ -89,7 +89,8 @@ def main(wanted):
     for function, what, old, new in versions:
         compile(wrong_text(function, old, new), f"{function}: {what}", "exec")
     plugin, start = Plugin(versions), time.time()
-    pytest.main([str(HERE.parent / "test_lrt.py"), "-p", "no:terminal", "-p", "no:cacheprovider", "-s"], plugins=[plugin])
+    pytest.main([str(HERE.parent / "test_lrt.py"), "-p", "no:terminal", "-p", "no:cacheprovider",
+                 "-s"], plugins=[plugin])
     print(f"{plugin.survived} of {len(versions)} survived ({time.time() - start:.0f} s)")
     return 1 if plugin.survived or not versions else 0
 

@@ -2,7 +2,6 @@
 
     python course/second.py         writes course/known.npz, which test_lrt.py compares with
 """
-import itertools
 import sys
 from pathlib import Path
 
@@ -122,8 +121,8 @@ def known_passes(name, S, K):
     return dict(logits=logits(model, np.array(found)))
 
 
-def known_qkv(case, memory):
-    attention, (y, m_k, m_v) = tests.qkv_case(case)
+def known_qkv(name, memory):
+    attention, (y, m_k, m_v) = tests.qkv_case(name)
     w = {name.split(".")[0]: p.detach().numpy() for name, p in attention.named_parameters()}
     m_k, m_v = (x.numpy() * memory for x in (m_k, m_v))
     rows = [[qkv(w, attention.n_head, y[b, t].numpy(), m_k[b, t], m_v[b, t]) for t in range(4)]
@@ -138,8 +137,8 @@ def known_layers(name, memory):
         sequence = Sequence(model, [0] * 4)
         sequence.x_0 = x_0[b].numpy()
         for t in range(4):
-            m_t = m[b, t].numpy() * (memory == "memory")
-            sequence.h[t], sequence.latent[t] = position(model, sequence.past, t, sequence.x_0[t], m_t)
+            h_t = position(model, sequence.past, t, sequence.x_0[t], m[b, t].numpy() * memory)
+            sequence.h[t], sequence.latent[t] = h_t
         rows.append(sequence)
     return dict(h=np.array([row.h for row in rows]), latent=np.array([row.latent for row in rows]),
                 kv=np.array([row.kv() for row in rows]).swapaxes(0, 1).swapaxes(1, 2))
@@ -164,11 +163,11 @@ def known_prefill(case):
 def all_known():
     """{"layers/shared/memory/h": numbers, ...}"""
     found = {}
-    for case, memory in itertools.product(tests.QKV, (0, 1)):
-        found[f"qkv/{case}/{memory}"] = known_qkv(case, memory)
+    for name, memory in tests.QKV:
+        found[f"qkv/{name}/{memory}"] = known_qkv(name, memory)
     for name in (*tests.LRT, "plain"):
         found[f"exact/{name}"] = known_exact(name)
-        for memory in ("memory", "none"):
+        for memory in (True, False):
             found[f"layers/{name}/{memory}"] = known_layers(name, memory)
     for name in ("shared", "middle layer"):
         for S, K in tests.DIALS:
