@@ -43,7 +43,7 @@ VARIANTS = {
              "per head",
              "    g_local, g_mem = 2 softmax(W_g y)                               LRT: two numbers "
              "per head,\n"
-             f"{'LRT: whose sum is 2':>87}"),
+             f"{'LRT: whose sum is 2':>91}"),
             ("            gates = 2 * torch.sigmoid(self.w_g(y))                      "
              "# (B, n, 2H), in (0, 2)\n"
              "            g_local, g_mem = gates.transpose(1, 2)[..., None].chunk(2, dim=1)   "
@@ -71,7 +71,7 @@ VARIANTS = {
              "    x    = α_i x_{i-1} + β_i x_0\n"),
             ("    x    = x + W_o attention(q, k and v of the last W positions)\n",
              "    x    = x + W_o attention(q, k and v of the last W positions)\n"
-             "    x    = x + γ_i m_t                                              LRT\n"),
+             "        x    = x + γ_i m_t                                              LRT\n"),
             ("    def forward(self, x, m_k, m_v, rope, mask, store):\n",
              "    def forward(self, x, m_k, m_v, inject, rope, mask, store):\n"
              '        """inject: 0 or (B, n, C), added between attention and MLP."""\n'),
@@ -124,7 +124,7 @@ VARIANTS = {
         "STUDENT.md": [
             ("latent_t = norm(x_i) of the layer i = memory_layer    by default h_t\n",
              "latent_t = the first C/2 numbers of norm(x_i) of the layer i = memory_layer,\n"
-             "           and then the first C/2 numbers of m_t, which are of latent_{t-1}\n"),
+             "               and then the first C/2 numbers of m_t, which are of latent_{t-1}\n"),
         ],
     }),
 }
