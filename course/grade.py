@@ -139,8 +139,8 @@ class Student:
                 continue
             if bound_names(node) is None:
                 what = ast.unparse(node).splitlines()[0][:60]
-                self.notes.append(f"line {node.lineno}: {what!r} is not taken: at module level only "
-                                  "functions, constants and imports are")
+                self.notes.append(f"line {node.lineno}: {what!r} is not taken: at module level "
+                                  "only functions, constants and imports are")
             elif isinstance(node, ast.Import):
                 for name in (alias.name.split(".")[0] for alias in node.names):
                     if name != "lrt" and not importlib.util.find_spec(name):
@@ -267,8 +267,8 @@ class Grader:
         judged = [outcome for name, (outcome, _) in results.items() if "must_fail" in name]
         if not ended and "" not in results:                     # "": the file cannot be imported
             if process.returncode or len(judged) != MUST_FAIL:
-                ended = "the process ended before the tests did: does your code exit, or take too " \
-                        "much memory or time?"
+                ended = "the process ended before the tests did: does your code exit, or take " \
+                        "too much memory or time?"
             elif "passed" in judged:
                 ended = "a test that must fail passed after your code ran: change nothing of " \
                         "torch, pytest or the tests"

@@ -67,8 +67,8 @@ class GPT:
         return norm(x), latent
 
     def step(self, idx, cache):
-        has_memory = self.config.lrt
-        chunk = self.begin(idx.view(-1, 1), cache, cache.latent.unsqueeze(1) if has_memory else None)
+        m = cache.latent.unsqueeze(1) if self.config.lrt else None
+        chunk = self.begin(idx.view(-1, 1), cache, m)
         chunk.finish()
         return self.logits(chunk.h).squeeze(1)
 
@@ -109,7 +109,7 @@ class GPT:
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
         check("subsets", subsets, 1)
         if not tol >= 0 or idx.numel() < 1:
-            raise ValueError(f"tol={tol} must be at least 0, and there must be tokens in {idx.shape}")
+            raise ValueError(f"tol={tol} must be at least 0, with tokens in {idx.shape}")
         tol = max(tol, 40 * torch.finfo(self.alpha.dtype).eps)
         for piece in torch.split(idx, max(PIECE, self.config.block_size), 1):
             chunk, done = self.begin(piece, cache), 0

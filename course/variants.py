@@ -43,7 +43,7 @@ VARIANTS = {
              "per head",
              "    g_local, g_mem = 2 softmax(W_g y)                               LRT: two numbers "
              "per head,\n"
-             "                                                                    LRT: whose sum is 2"),
+             f"{'LRT: whose sum is 2':>91}"),
             ("            gates = 2 * torch.sigmoid(self.w_g(y))                      "
              "# (B, n, 2H), in (0, 2)\n"
              "            g_local, g_mem = gates.transpose(1, 2)[..., None].chunk(2, dim=1)   "
@@ -57,7 +57,8 @@ VARIANTS = {
                        "    g_local, g_mem = 2 * g / g.sum(axis=0)\n")],
         "right.py": [("g = (1 + torch.tanh(self.w_g(y) / 2))", "g = self.w_g(y)"),
                      ("g_local, g_mem = g[:, :H], g[:, H:]",
-                      "g_mem = 2 * torch.sigmoid(g[:, H:] - g[:, :H])\n        g_local = 2 - g_mem")],
+                      "g_mem = 2 * torch.sigmoid(g[:, H:] - g[:, :H])\n"
+                      "        g_local = 2 - g_mem")],
         "STUDENT.md": [
             ("g_local, g_mem = 2 σ(W_g y)                two numbers per head",
              "g_local, g_mem = 2 softmax(W_g y)          two numbers per head, whose sum is 2"),
@@ -70,11 +71,10 @@ VARIANTS = {
              "    x    = α_i x_{i-1} + β_i x_0\n"),
             ("    x    = x + W_o attention(q, k and v of the last W positions)\n",
              "    x    = x + W_o attention(q, k and v of the last W positions)\n"
-             "    x    = x + γ_i m_t                                              LRT\n"),
+             "        x    = x + γ_i m_t                                              LRT\n"),
             ("    def forward(self, x, m_k, m_v, rope, mask, store):\n",
              "    def forward(self, x, m_k, m_v, inject, rope, mask, store):\n"
-             '        """inject: a number, or (B, n, C), that is added between attention and MLP."""\n'
-             ),
+             '        """inject: 0 or (B, n, C), added between attention and MLP."""\n'),
             ("m_k, m_v, rope, mask, store))\n", "m_k, m_v, rope, mask, store)) + inject\n"),
             ("            if m is not None:\n"
              "                x = x + self.gamma[i] * m                                           "
@@ -113,7 +113,8 @@ VARIANTS = {
         ],
         "second.py": [("            latent = norm(x)\n",
                        "            half = len(x) // 2\n"
-                       "            latent = np.concatenate([norm(x)[:half], m[:half]])\n")],
+                       "            received = c.lrt * m[:half]\n"
+                       "            latent = np.concatenate([norm(x)[:half], received])\n")],
         "right.py": [
             ("                latent = norm(x)\n",
              "                latent = norm(x)\n"
@@ -123,7 +124,7 @@ VARIANTS = {
         "STUDENT.md": [
             ("latent_t = norm(x_i) of the layer i = memory_layer    by default h_t\n",
              "latent_t = the first C/2 numbers of norm(x_i) of the layer i = memory_layer,\n"
-             "           and then the first C/2 numbers of m_t, which are of latent_{t-1}\n"),
+             "               and then the first C/2 numbers of m_t, which are of latent_{t-1}\n"),
         ],
     }),
 }
@@ -143,7 +144,8 @@ def edition(variant=""):
     texts = {name: (ROOT / path).read_text(encoding="utf-8") for path, name in FILES.items()}
     for one in variant.split(","):
         if one not in VARIANTS:
-            raise ValueError(f"there is no variant {one!r}, only {', '.join(filter(None, VARIANTS))}")
+            names = ", ".join(filter(None, VARIANTS))
+            raise ValueError(f"there is no variant {one!r}, only {names}")
         for name, pairs in VARIANTS[one][1].items():
             texts[name] = replaced(texts[name], pairs, f"variant {one}, {name}")
     return texts
