@@ -90,7 +90,7 @@ def read_text(path):
 
 def replace_file(path, write):
     """write(temporary path); then it takes the place of the old file, which was whole until now."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = Path(f"{path}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -243,9 +243,9 @@ def load(dataset):
             raise ValueError("other numbers of tokens than in meta.json")
         if max(part.max() for part in data) >= Codec(meta["codec"]).vocab_size:
             raise ValueError("tokens outside the vocabulary")
+    except UsageError:
+        raise
     except (ValueError, LookupError, TypeError, RecursionError) as e:
-        if isinstance(e, UsageError):
-            raise
         raise UsageError(f"{folder} is damaged, or of an older edition ({e}); prepare it again: "
                          f"python prepare_data.py --dataset={dataset}") from e
     if dataset.startswith("shakespeare") and meta["source"].startswith(PYTHON):

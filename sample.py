@@ -4,6 +4,7 @@
     python sample.py --out_dir=out-parity --prompt="1 0 1 1"      a task: the state after each input
 """
 import codecs
+import os
 import signal
 import sys
 import time
@@ -36,6 +37,8 @@ CHECKPOINT = {"model": dict, "config": dict, "settings": dict, "step": int, "log
 def find_device(name):
     """The name of a device that works; "": cuda, mps, ... if there is one. Raises UsageError."""
     name = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"        # torchrun: a GPU for each process
     try:
         torch.zeros(1, device=name).item()
     except Exception as e:              # each kind of device has its own
@@ -53,18 +56,19 @@ def load_checkpoint(path, device="cpu"):
         raise UsageError(f"there is no checkpoint {path}; train.py writes one into its --out_dir")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights = GPTConfig(**checkpoint["config"]), checkpoint["model"]
-        sizes = [*weights["embed.weight"].shape, *weights["alpha"].shape]
-        if sizes != [config.vocab_size, config.n_embd, config.n_layer]:     # before it is built
-            raise ValueError("the weights have other sizes")
-        model = GPT(config)
-        model.load_state_dict(weights)
         if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
-            raise TypeError
-        if not all(isinstance(row["step"], int) for row in checkpoint["log"]):
-            raise TypeError
+            raise TypeError("parts have other types")
+        numbers = [number for row in checkpoint["log"] for number in (row["step"], *row.values())]
+        if not all(isinstance(number, (int, float)) for number in numbers + checkpoint["losses"]):
+            raise TypeError("the log has other types")
+        config, weights = checkpoint["config"], checkpoint["model"]
+        if [*weights["embed.weight"].shape, *weights["alpha"].shape] != [
+                config["vocab_size"], config["n_embd"], config["n_layer"]]:     # before it is built
+            raise ValueError("the weights have other sizes than the model")
+        model = GPT(GPTConfig(**config))
+        model.load_state_dict(weights)
         if checkpoint["settings"]["dataset"] not in TASKS:
-            if Codec(checkpoint["codec"]).vocab_size != config.vocab_size:
+            if Codec(checkpoint["codec"]).vocab_size != config["vocab_size"]:
                 raise ValueError("the tokens are not those of the model")
     except (OSError, UsageError):
         raise

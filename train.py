@@ -95,9 +95,7 @@ def check(s, typed):
                              f"{' or '.join(str(value) for value in values if value != '')}")
     least = dict.fromkeys(("lrt_subsets", "lrt_sweeps", "max_iters", "batch_size", "log_interval",
                            "gradient_accumulation_steps", "eval_interval", "eval_tokens"), 1)
-    check_numbers(s, least | {"lrt_hops": -1, "lrt_memory_layer": -1})
-    if s.dropout >= 1:
-        raise UsageError(f"--dropout={s.dropout}: must be less than 1")
+    check_numbers(s, least | {"lrt_hops": -1, "lrt_memory_layer": -s.n_layer})
     number = r"(\d+\.?\d*|\.\d+)"
     weights = s.lrt_loss_weights
     if weights and not (re.fullmatch(f"{number}(,{number}){{{s.lrt_sweeps}}}", weights)
@@ -191,7 +189,7 @@ def sum_of_losses(logits, targets):
 
 def parallel_loss(model, x, y, how):
     """Of few rows at a time: their logits (B, T, V) take 64 MB at most, or are of one row."""
-    rows = max(1, 2 ** 24 // (x.size(1) * model.config.vocab_size))
+    rows = max(1, min(64, 2 ** 24 // (x.size(1) * model.config.vocab_size)))
     return sum(sum_of_losses(model(x, **how)[0], y) for x, y in zip(x.split(rows), y.split(rows)))
 
 
@@ -252,8 +250,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon computes in bfloat16, which most CPUs emulate, 15 times more slowly."""
 
     def __init__(self, matrices, weight_decay, momentum=0.85):
-        super().__init__(matrices, dict(lr=0.0, scale=1.0, weight_decay=weight_decay,
-                                        momentum=momentum))
+        super().__init__(matrices, dict(lr=0.0, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
     def step(self):
@@ -280,12 +277,12 @@ def orthogonalize(X):
 
 
 def make_optimizers(model, s):
-    """Any optimizers of torch will do. "scale" multiplies the learning rate of a group."""
+    """Any optimizers will do. "scale" multiplies the learning rate of a group; default: 1."""
     embed, head = model.embed.weight, model.head.weight
     others = [p for p in model.parameters() if p is not embed and p is not head]
     matrices = [p for p in others if p.ndim == 2]
     vectors = [p for p in others if p.ndim != 2]
-    groups = [dict(params=[embed, *vectors], scale=3.0), dict(params=[head], scale=1.0)]
+    groups = [dict(params=[embed, *vectors], scale=3.0), dict(params=[head])]
     return [Muon(matrices, s.weight_decay),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0,
                               fused=model.alpha.device.type in ("cpu", "cuda"))]
@@ -310,13 +307,28 @@ def settings_and_checkpoint(argv):
     old, types = checkpoint["settings"], {f.name: type(f.default) for f in fields(Settings)}
     if not all(types.get(name) is type(value) for name, value in old.items()):
         raise UsageError(f"{path} has settings that are not those of this train.py")
+    before, s = Settings(**old), Settings(**old | typed)
     for name, value in typed.items():
-        if name not in MAY_CHANGE and value != old.get(name, getattr(Settings, name)):
-            raise UsageError(f"--{name}={value}: the run in {out} has {old.get(name)}; a run keeps "
-                             f"its settings (--init_from={out} starts a new one with its weights)")
-    s = Settings(**old | typed)
+        if name not in MAY_CHANGE and value != getattr(before, name):
+            raise UsageError(f"--{name}={value}: the run in {out} has {getattr(before, name)}, and "
+                             f"keeps it; --init_from={out} starts a new run with its weights")
     check(s, typed)
     return s, checkpoint
+
+
+def start_with_weights(model, path, codec):
+    """Those of another run, as far as there are any. Returns a line about the others."""
+    checkpoint = sample.load_checkpoint(path)[1]
+    if checkpoint["codec"] != codec:
+        raise UsageError(f"--init_from={path} has other tokens than the data set")
+    there, own = checkpoint["model"], model.state_dict()
+    for name in own:
+        if name in there and own[name].shape != there[name].shape:
+            raise UsageError(f"--init_from={path}: {name} is {tuple(there[name].shape)}, here "
+                             f"{tuple(own[name].shape)}; the sizes must be the same")
+    missing, unused = model.load_state_dict(there, strict=False)
+    return (f"weights of {path}; not in it: {', '.join(missing) or 'none'}; not used: "
+            f"{', '.join(unused) or 'none'}")
 
 
 @contextmanager
@@ -326,8 +338,8 @@ def processes(device):
     if world == 1:
         yield 0, 1
         return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     try:
         yield rank, world
@@ -394,7 +406,7 @@ def run(s, resumed, device, rank, world, told):
             raise UsageError(f"--block_size={s.block_size}: must be less than the tokens of "
                              f"data/{s.dataset}, {len(train):,} for training and {len(val):,} "
                              "for validation")
-    if resumed and (resumed["codec"], resumed["sha256"]) != (codec, meta.get("sha256")):
+    if resumed and (resumed.get("codec"), resumed.get("sha256")) != (codec, meta.get("sha256")):
         raise UsageError(f"data/{s.dataset} is another text, or in other tokens, than the run in "
                          f"{out} has seen")
 
@@ -412,7 +424,9 @@ def run(s, resumed, device, rank, world, told):
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise UsageError(f"{out} was trained with other optimizers, or is damaged") from e
     elif s.init_from:
-        start_with_weights(model, s.init_from, codec)
+        line = start_with_weights(model, s.init_from, codec)
+        if master:
+            print(line)
     if world > 1:
         steps = torch.tensor([step, -step])
         dist.all_reduce(steps, dist.ReduceOp.MAX)
@@ -498,7 +512,7 @@ def run(s, resumed, device, rank, world, told):
         rate = learning_rate(s, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         step += 1
@@ -522,29 +536,14 @@ def run(s, resumed, device, rank, world, told):
               f"--out_dir={out}")
         return
     row = min((row for row in log if "exact" in row), key=lambda row: row["exact"])
-    print(f"\nbest: step {row['step']:,} of {out}")
-    for name, title in (("exact", "exact loss"), ("no_memory", "latent held at 0")):
-        if name == "exact" or s.lrt:
-            bits = row[name] / math.log(2) / meta["bytes_per_token"] if codec else None
-            print(f"{title}: {row[name]:.4f} nats per token"
-                  + (f", {bits:.4f} bits per byte" if codec else ""))
+    print(f"\nbest evaluation: step {row['step']:,}")
+    for name, title in (("exact", "exact"), ("no_memory", "latent held at 0"))[:1 + s.lrt]:
+        line = f"{title}: {row[name]:.4f} nats per token"
+        if codec:
+            line += f", {row[name] / math.log(2) / meta['bytes_per_token']:.4f} bits per byte"
+        print(line)
     print(f"\n$ python sample.py --out_dir={out}")
     sample.main([f"--out_dir={out}", f"--device={device}"])
-
-
-def start_with_weights(model, path, codec):
-    """The weights of another run, as far as there are any."""
-    checkpoint = sample.load_checkpoint(path)[1]
-    if checkpoint["codec"] != codec:
-        raise UsageError(f"--init_from={path} has other tokens than the data set")
-    there, own = checkpoint["model"], model.state_dict()
-    for name in own:
-        if name in there and own[name].shape != there[name].shape:
-            raise UsageError(f"--init_from={path}: {name} is {tuple(there[name].shape)}, here "
-                             f"{tuple(own[name].shape)}; the sizes must be the same")
-    missing, unused = model.load_state_dict(there, strict=False)
-    print(f"weights of {path}; not in it: {', '.join(missing) or 'none'}; not used: "
-          f"{', '.join(unused) or 'none'}")
 
 
 if __name__ == "__main__":

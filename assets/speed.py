@@ -1,10 +1,15 @@
-"""What dial, hops, decoding and optimizer cost here:  python assets/speed.py   (-h: sizes)
+"""Time and memory of training and decoding on this machine:
 
-A small model with random weights. Times are medians of runs that alternate with a plain GPT's, so
-that a busy machine is fair to all; a row is printed as soon as it is known. Memory is what a
-process of its own has needed at its peak, less what it had before its first step (on Linux).
+    python assets/speed.py                          about half an hour
+    python assets/speed.py --rows=8 --lengths=128
+    python assets/speed.py --save=1                 and the models of results.md
+
+Times are medians of calls that alternate with those of a plain GPT, whose ratio is therefore fair
+on a busy machine, too. Memory is the peak of a step in a process of its own, on Linux or CUDA.
 """
+import json
 import multiprocessing
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -12,226 +17,210 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lrt import GPT, GPTConfig
-from support.checkpoint import find_device
-from support.optimizer import make_optimizers
-from support.options import option, parse
-from support.script import Unusable, say, script
-from train import Settings as Training, dial
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import results
+import sample
+import train
+from prepare_data import UsageError, check_numbers, parse_args, replace_file, run_script
 
 
 @dataclass
 class Settings:
-    block_size: int = option(128, "positions in a row, T", (2, 10 ** 6))
-    batch_size: int = option(8, "rows, B", (1, 10 ** 6))
-    n_layer: int = option(2, "layers, L", (1, 1000))
-    n_head: int = option(4, "heads, H", (1, 1000))
-    n_embd: int = option(128, "width, C", (1, 10 ** 6))
-    runs: int = option(5, "how often each is timed", (1, 10 ** 6))
-    every: int = option(0, "1: every power of two as S, with K = 1, in place of hops", [0, 1])
-    memory: int = option(1, "0: leave out memory, which takes some seconds a row", [0, 1])
-    device: str = option("cpu", "cpu, cuda, mps ...")
+    rows: str = "8,32,128,256"      # of a step, in the table of training
+    lengths: str = "128,512"        # T, in the same table
+    runs: int = 3                   # how often each is timed
+    threads: int = 0                # default: as torch chooses
+    device: str = "cpu"
+    max_gb: float = 8.0             # leave out what is estimated to take more memory
+    save: int = 0                   # 1: write assets/speed.json, which results.md needs
 
 
-# ---- What is measured: (subsets, sweeps, hops); hops None: the gradient goes through all passes
-
-THROUGH = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2), (4, 3), (8, 1), (8, 2), (16, 1)]
-HOPS = [(4, 2, 0), (4, 2, 1), (4, 2, 2), (4, 3, 1), (4, 3, 2), (8, 2, 2)]
-
-
-def rows(T, every):
-    """(name, arguments of the model) of each row of the table of training."""
-    through = [(2 ** n, 1) for n in range(T.bit_length() - 1)] if every else THROUGH
-    found = []
-    for S, K in [*through, (T, 1)]:
-        if S <= T:
-            found.append((f"S = {S}, K = {K}", dict(subsets=S, sweeps=K)))
-    for S, K, hops in HOPS:
-        if S <= T and not every:
-            found.append((f"S = {S}, K = {K}, {hops} hops", dict(subsets=S, sweeps=K, hops=hops)))
-    if not every:
-        found.append(("loop, 0 hops", dict(hops=0)))
-    found.append(("token by token", dict()))
-    return list({name: arguments for name, arguments in found}.items())
+WAYS = {"plain": "", "S = 2": "--lrt=1", "S = 4, K = 2, 2 hops": results.HOPS,
+        "token by token": results.LOOP, "exact, 1 hop": results.LOOP + " --lrt_hops=1",
+        "exact, 2 hops": results.LOOP + " --lrt_hops=2"}
 
 
-def models(s, device="cpu"):
-    """A plain GPT and an LRT, random tokens and targets."""
-    sizes = dict(block_size=s.block_size, vocab_size=64, n_layer=s.n_layer, n_head=s.n_head,
-                 n_embd=s.n_embd)
-    try:
-        configs = [GPTConfig(**sizes, lrt=lrt) for lrt in (False, True)]
-    except ValueError as e:
-        raise Unusable(f"--{e}") from e
-    plain, model = (random_model(config, device) for config in configs)
-    idx, targets = torch.randint(64, (2, s.batch_size, s.block_size), device=device)
-    return plain, model, idx, targets
+def numbers(name, text):
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise UsageError(f"--{name}={text}: must be whole numbers, such as 8,32")
+    return [int(number) for number in text.split(",")]
 
 
-def random_model(config, device):
-    """With weights that are not at their initial values: zeros would leave the layers silent."""
-    torch.manual_seed(0)
-    model = GPT(config).to(device)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 2 and not p.any():
-                p.normal_(std=0.5 / p.size(1) ** 0.5)
-        model.head.weight.normal_(std=config.n_embd ** -0.5)
-    return model
+class Step:
+    """A model by flags of train.py, random tokens, and what a step of training calls."""
+
+    def __init__(self, flags, device):
+        self.s = results.settings(flags)
+        torch.manual_seed(0)
+        self.model = train.GPT(train.model_config(self.s, 65)).to(device)
+        self.optimizers = train.make_optimizers(self.model, self.s)
+        tokens = torch.randint(65, (2, self.s.batch_size, self.s.block_size))
+        self.idx, self.targets = tokens.to(device)
+
+    def backward(self, rows=None):
+        self.model.zero_grad()
+        x, y = self.idx[:rows], self.targets[:rows]
+        self.model(x, y, **train.how_to_train(self.s))[1].backward()
+
+    def update(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def whole(self):
+        self.backward()
+        self.update()
 
 
-def one_step(model, idx, targets, arguments):
-    """Forward and backward."""
-    model.zero_grad(set_to_none=True)
-    model(idx, targets, **arguments)[1].backward()
-
-
-# ---- How it is measured
-
-def times_ms(device, runs, *functions):
+def times(device, runs, *functions):
     """Milliseconds of each function: medians of calls in turn; the first of each does not count."""
-    times = [[] for _ in functions]
+    found = [[] for _ in functions]
     for _ in range(runs + 1):
-        for function, its_times in zip(functions, times):
-            start = time.perf_counter()
+        for function, its_times in zip(functions, found):
+            began = time.perf_counter()
             function()
-            if device.type != "cpu":
-                getattr(torch, device.type).synchronize()
-            its_times.append(1000 * (time.perf_counter() - start))
-    return [median(its_times[1:]) for its_times in times]
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            its_times.append(1000 * (time.perf_counter() - began))
+    return [median(its_times[1:]) for its_times in found]
 
 
-def flops_of_step(model, idx, targets, arguments):
-    """Of a row, forward and backward."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        one_step(model, idx[:1], targets[:1], arguments)
-    return counter.get_total_flops()
-
-
-@torch.no_grad()
-def logits_of(model, idx, arguments):
-    return model(idx, None, **arguments)[0]
-
-
-def peak_mb():
-    """The most memory that this process has had so far (Linux says it; getrusage's number is
-    handed on from the process that started this one)."""
+def peak(device):
+    """The most memory so far, in MB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
-def memory_of_step(s, is_lrt, arguments):
-    """MB that a step needs at its peak, in a process that has done nothing else."""
-    torch.set_num_threads(1)
-    plain, model, idx, targets = models(s)
-    one_step(model if is_lrt else plain, idx[:1, :2], targets[:1, :2], dict(subsets=1))
-    before = peak_mb()
-    one_step(model if is_lrt else plain, idx, targets, arguments)
-    return peak_mb() - before
+def memory_here(flags, device, threads):
+    torch.set_num_threads(threads)
+    Step(f"{flags} --batch_size=1 --block_size=2", device).whole()
+    step, before = Step(flags, device), peak(device)
+    step.whole()
+    return peak(device) - before
 
 
-def memory_text(s, is_lrt, arguments):
-    """memory_of_step in a new process, as a column of the table."""
-    if not s.memory or s.device != "cpu" or not Path("/proc/self/status").exists():
-        return f"{'':8}"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return f"{pool.submit(memory_of_step, s, is_lrt, arguments).result():8.0f}"
+def memory(flags, device):
+    """MB that a step takes at its peak, in a new process; nan where nothing says so."""
+    if not device.startswith("cuda") and not (device == "cpu" and Path("/proc/self").exists()):
+        return float("nan")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(memory_here, flags, device, torch.get_num_threads()).result()
 
 
-def busy(what):
-    if sys.stderr.isatty():
-        print(f"{what} ...", end="\r", file=sys.stderr, flush=True)
+def show(lines, line):
+    """Print a line of a table as soon as it is known."""
+    lines.append(line)
+    for cells in (line, line.values())[len(lines) > 1:]:
+        print(" ".join(f"{cell:>16}" if n else f"{cell:30}" for n, cell in enumerate(cells)),
+              flush=True)
 
 
-# ---- Tables
+# ---- Tables: lists of {column: text}
 
-def table_of_training(s, device):
-    plain, model, idx, targets = models(s, device)
-    say(f"{'training':22}{'ms/step':>9}{'ratio':>7}{'FLOPs':>7}{'MB':>8}{'error':>10}{'exact':>7}"
-        "    (of logits; first positions)")
-    plain_flops = flops_of_step(plain, idx, targets, {})
-    ms, = times_ms(device, s.runs, lambda: one_step(plain, idx, targets, {}))
-    say(f"{'plain GPT':22}{ms:9.1f}{1:7.2f}{1:7.2f}{memory_text(s, False, {})}")
-    exact = logits_of(model, idx, {})
-    for name, arguments in rows(s.block_size, s.every):
-        busy(name)
-        base, ms = times_ms(device, s.runs, lambda: one_step(plain, idx, targets, {}),
-                            lambda: one_step(model, idx, targets, arguments))
-        flops = flops_of_step(model, idx, targets, arguments) / plain_flops
-        memory = memory_text(s, True, arguments)
-        error = (logits_of(model, idx, arguments) - exact).abs().amax((0, 2))
-        first = int((error < 1e-3).long().cumprod(0).sum())
-        say(f"{name:22}{ms:9.1f}{ms / base:7.2f}{flops:7.2f}{memory}"
-            f"{error.max().item():10.1e}{first:7}")
-
-
-def table_of_optimizer(s, device):
-    plain, model, idx, targets = models(s, device)
-    say(f"\n{'optimizer':22}{'ms/step':>9}{'share':>7}    (of a step with train.py's defaults)")
-    for name, m, arguments in (("plain GPT", plain, {}), ("LRT", model, dial(Training(lrt=1)))):
-        busy(name)
-        optimizers = make_optimizers(m, Training())
-        one_step(m, idx, targets, arguments)
-        other, ms = times_ms(device, s.runs, lambda: one_step(m, idx, targets, arguments),
-                             lambda: [optimizer.step() for optimizer in optimizers])
-        say(f"{name:22}{ms:9.1f}{ms / (ms + other):7.1%}")
+def training(s):
+    """Forward and backward, by rows and length. A cell is µs a token, ratio to plain, and MB."""
+    lines, known = [], {}
+    for T in numbers("lengths", s.lengths):
+        for name, flags in WAYS.items():
+            line = {"": f"T = {T}, {name}"}
+            for rows in numbers("rows", s.rows):
+                line[f"{rows} rows"] = ""
+                size = rows * T ** (2 if name == "token by token" else 1)   # as memory grows
+                if known.get(name, 0) * size > 1000 * s.max_gb:
+                    continue
+                sized = f"--block_size={T} --batch_size={rows}"
+                mb = memory(f"{flags} {sized}", s.device)
+                known[name] = mb / size
+                plain, step = Step(sized, s.device), Step(f"{flags} {sized}", s.device)
+                base, ms = times(s.device, s.runs, plain.backward, step.backward)
+                line[f"{rows} rows"] = f"{1000 * ms / (rows * T):.0f}, {ms / base:.2f}, {mb:,.0f}"
+            show(lines, line)
+    return lines
 
 
 @torch.inference_mode()
-def decode(model, idx, tokens):
-    cache = model.init_cache(1)
-    for t in range(tokens):
-        model.step(idx[:1, t % idx.size(1)], cache)
+def decode(model, rows, n):
+    cache, token = model.init_cache(rows), torch.full((rows,), 1, device=model.alpha.device)
+    for _ in range(n):
+        model.step(token, cache)
 
 
-def table_of_decoding(s, device):
-    plain, model, idx, _ = models(s, device)
-    T, tokens = s.block_size, 64
-    busy("decoding")
-    ms = times_ms(device, s.runs, lambda: decode(plain, idx, tokens),
-                  lambda: decode(model, idx, tokens))
-    say(f"\n{'decoding, B = 1':22}{'ms/token':>9}{'ratio':>7}{'tokens/s':>10}")
-    for name, its_ms in zip(("plain GPT", "LRT"), ms):
-        say(f"{name:22}{its_ms / tokens:9.2f}{its_ms / ms[0]:7.2f}{1000 * tokens / its_ms:10,.0f}")
-    all_steps = ms[1] / tokens * T
-    say(f"\n{f'{T} tokens':22}{'ms':>9}{'ratio':>7}{'sweeps':>8}{'residual':>10}")
-    say(f"{'step by step':22}{all_steps:9.1f}{1:7.2f}")
-    for S in (1, 2, 4, 8, 16):
-        if S <= T:
-            row_of_prefill(s, model, idx, S, all_steps, device)
+def decoding(s):
+    """A token of the default model, on average of the first 256."""
+    plain, lrt = Step("", s.device).model, Step("--lrt=1", s.device).model
+    lines = []
+    for rows in (1, 64):
+        base, ms = times(s.device, s.runs, lambda: decode(plain, rows, 256),
+                         lambda: decode(lrt, rows, 256))
+        show(lines, {"": f"{rows} rows", "plain, ms": f"{base / 256:.2f}",
+                     "LRT, ms": f"{ms / 256:.2f}", "ratio": f"{ms / base:.2f}"})
+    return lines
 
 
-def row_of_prefill(s, model, idx, S, all_steps, device):
-    caches = []
+def rest_of_a_run(s):
+    """The optimizers' share of a step, and an evaluation over as many tokens as Shakespeare's."""
+    val, lines = np.random.default_rng(0).integers(65, size=111_540), []
+    for name, flags in (("plain", ""), ("S = 2", "--lrt=1"), ("exact", results.LOOP)):
+        step = Step(flags, s.device)
+        step.backward()
+        whole, update = times(s.device, s.runs, step.whole, step.update)
+        evaluation, = times(s.device, 1, lambda: train.evaluate(step.model, step.s, val))
+        show(lines, {"": name, "step, ms": f"{whole:.0f}", "optimizers, ms": f"{update:.1f}",
+                     "share": f"{update / whole:.1%}", "evaluation, s": f"{evaluation / 1000:.1f}"})
+    return lines
 
-    def read():
-        caches.append(model.init_cache(1))
-        model.prefill(idx[:1], caches[-1], S)
 
-    busy(f"prefill, S = {S}")
-    ms, = times_ms(device, s.runs, read)
-    last = caches[-1]
-    say(f"{f'prefill, S = {S}':22}{ms:9.1f}{ms / all_steps:7.2f}{last.sweeps:8}"
-        f"{last.residual:10.0e}")
+TABLES = {"µs a token in training, ratio to plain, MB of a step (empty: too many MB)": training,
+          "a generated token": decoding, "the rest of a run": rest_of_a_run}
 
 
-@script
-def main(argv):
-    s, _ = parse(Settings, __doc__, argv)
-    device = find_device(s.device)
-    say(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {device}, "
-        f"torch {torch.__version__}; {s.n_layer} layers of width {s.n_embd}, T = {s.block_size}, "
-        f"B = {s.batch_size}\n")
-    table_of_training(s, device)
-    table_of_optimizer(s, device)
-    table_of_decoding(s, device)
+def steps_of_results(s):
+    """{flags: ms of a step with the optimizers, MB, FLOPs} of the models of results.md."""
+    names = ("main", "clock", "python", "rows", "length", "default")
+    models = dict.fromkeys(results.model_of(flags) for name in names
+                           for flags in results.flags_of(results.TABLES[name][2]))
+    found, lines, plain = {}, [], Step("", s.device)
+    for flags in models:
+        step = Step(flags, s.device)
+        base, ms = times(s.device, s.runs, plain.whole, step.whole)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            step.backward(1)
+        flops, mb = counter.get_total_flops() * step.s.batch_size, memory(flags, s.device)
+        found[flags] = {"ms": round(ms, 1), "MB": round(mb, 1), "flops": flops}
+        show(lines, {"ms, ratio, MB, GFLOPs": f"{ms:9.1f} {ms / base:6.2f} {mb:7,.0f} "
+                                              f"{flops / 1e9:7.1f}", " ": flags or "plain"})
+    return found
+
+
+def main(argv=None):
+    s = Settings(**parse_args(Settings, __doc__, argv))
+    check_numbers(s, dict(runs=1))
+    s.device = sample.find_device(s.device)
+    torch.set_num_threads(s.threads or torch.get_num_threads())
+    machine = f"{s.device}, torch {torch.__version__}"
+    if s.device == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        machine = f"a CPU with {capability}, {torch.get_num_threads()} threads, torch " \
+                  f"{torch.__version__}"
+    machine += f", code {results.code()}"
+    print(machine)
+    tables = {}
+    for title, function in TABLES.items():
+        print(f"\n{title}")
+        tables[title] = function(s)
+    if s.save:
+        print("\nsteps of the models in results.md")
+        text = json.dumps({"machine": machine, "steps": steps_of_results(s), "tables": tables},
+                          indent=1)
+        replace_file(HERE / "speed.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

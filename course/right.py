@@ -1,181 +1,160 @@
-"""The exercises by another hand. What a student may hand in, and has to get full points."""
+"""All exercises, written by another hand than lrt.py. The grader must give it full points."""
 import torch
 import torch.nn.functional as F
 
 from lrt import cross_entropy, norm
 
+PIECE = 512                     # a constant of the student's own, as helpers are
 
-def shift_right(latent, first=None):
-    m = F.pad(latent, (0, 0, 1, -1))
-    if first is not None:
-        m = m.clone()
-        m[:, 0] = first
+
+def check(name, value, least):
+    if value is not None and (int(value) != value or value < least):
+        raise ValueError(f"{name} is {value}, but must be a whole number from {least} on")
+
+
+def shift_right(latent, first):
+    m = F.pad(latent, (0, 0, 1, -1)).clone()
+    m[:, 0] = first
     return m
 
 
-def all_written(cache):
-    return [cache.h, cache.m_next] + cache.kv
+class Chunk:
+    def finish(self):
+        self.require_unfinished()
+        T, cache = self.x0.shape[1], self.cache
+        cache.latent, cache.pos = self.latent[:, T - 1, :], cache.pos + T
+        cache.kv = list(self.kv)
+        for i, kv in enumerate(self.kv):
+            n = kv.shape[3]
+            cache.kv[i] = kv.narrow(3, max(0, n - self.window + 1), min(n, self.window - 1))
 
 
-class Cache:
-    def advance(self):
-        T = self.x0.shape[1]
-        self.pos = self.pos + T
-        if self.latent is not None:
-            self.latent = self.m_next[:, T - 1, :]
-        for i in range(len(self.kv)):
-            n = self.kv[i].shape[3]
-            keep = min(n, self.W - 1)
-            self.kv[i] = self.kv[i].narrow(3, n - keep, keep)
+class Attention:
+    def split(self, x):
+        B, n, C = x.shape
+        return x.reshape(B, n, self.n_head, C // self.n_head).permute(0, 2, 1, 3)
 
-
-class Block:
-    def qkv(self, y, m_k=0, m_v=0):
-        B, T, C = y.shape
+    def qkv(self, y, m_k=None, m_v=None):
         H = self.n_head
-        q, k, v = (w(y).view(B, T, H, C // H).permute(0, 2, 1, 3)
-                   for w in (self.w_q, self.w_k, self.w_v))
+        q, k, v = (self.split(w(y)) for w in (self.w_q, self.w_k, self.w_v))
         if self.w_g is None:
-            return [q, k, v]
-        g = (1 + torch.tanh(self.w_g(y) / 2)).view(B, T, 2, H, 1).permute(2, 0, 3, 1, 4)
-        return q, g[0] * k + g[1] * m_k, g[0] * v + g[1] * m_v
+            return q, k, v
+        g = (1 + torch.tanh(self.w_g(y) / 2)).permute(0, 2, 1)[..., None]
+        g_local, g_mem = g[:, :H], g[:, H:]
+        if m_k is None:
+            return q, g_local * k, g_local * v
+        return q, g_local * k + g_mem * self.split(m_k), g_local * v + g_mem * self.split(m_v)
 
 
 class GPT:
-    def layers(self, x0, m, cache, at):
-        c, x = self.config, x0
-        where = c.memory_layer if c.memory_layer > 0 else c.n_layer + 1 + c.memory_layer
-        if m is None and c.lrt:
-            m = torch.zeros_like(x0)
-        mask = cache.mask(at)
-        for i in range(c.n_layer):
+    def layers(self, chunk, at, m=None):
+        config, C = self.config, self.config.n_embd
+        source = config.memory_layer if config.memory_layer > 0 \
+            else config.n_layer + 1 + config.memory_layer
+        x = x0 = chunk.x0[:, at]
+        cos_sin, mask = chunk.rope[:, at], chunk.attention_mask(at)
+        for i in range(config.n_layer):
             x = x * self.alpha[i] + x0 * self.beta[i]
-            m_k = m_v = 0
+            m_k = m_v = None
             if m is not None:
-                x = x + m * self.gamma[i]
-                j = i if len(self.u_k) > 1 else 0
-                m_k, m_v = (self.blocks[i].split(u[j](m)) for u in (self.u_k, self.u_v))
-            x = self.blocks[i](x, i, cache, at, mask, m_k, m_v)
-            if i + 1 == where:
+                x = x + self.gamma[i] * m
+                j = min(i, len(self.u_k) - 1)
+                m_k, m_v = self.u_k[j](m), self.u_v[j](m)
+            store = lambda k, v, i=i: chunk.store(i, at, k, v)
+            x = self.blocks[i](x, m_k, m_v, cos_sin, mask, store)
+            if i + 1 == source:
                 latent = norm(x)
         return norm(x), latent
 
     def step(self, idx, cache):
-        if self.config.lrt:
-            self.extend(idx.view(-1, 1), cache, cache.latent.unsqueeze(1))
-        else:
-            self.extend(idx.view(-1, 1), cache)
-        cache.advance()
-        return self.logits(cache.h.squeeze(1))
+        m = cache.latent.unsqueeze(1) if self.config.lrt else None
+        chunk = self.begin(idx.view(-1, 1), cache, m)
+        chunk.finish()
+        return self.logits(chunk.h).squeeze(1)
 
-    def refine(self, cache, s, S):
-        T = cache.x0.size(1)
-        which = torch.arange(s, T, S, device=cache.h.device)
-        before = torch.cat([cache.latent.unsqueeze(1), cache.m_next], dim=1)
-        h, latent = self.layers(cache.x0[:, which], before[:, which], cache, slice(s, None, S))
-        cache.h = cache.h.index_copy(1, which, h)
-        cache.m_next = cache.m_next.index_copy(1, which, latent)
+    def sweep(self, chunk, S):
+        check("subsets", S, 1)
+        chunk.require_unfinished()
+        T = chunk.x0.shape[1]
+        for s in range(min(S, T)):
+            which = torch.arange(s, T, S, device=chunk.h.device)
+            before = torch.cat([chunk.cache.latent.unsqueeze(1), chunk.latent], dim=1)[:, which]
+            h, latent = self.layers(chunk, slice(s, T, S), before)
+            chunk.h = chunk.h.index_copy(1, which, h)
+            chunk.latent = chunk.latent.index_copy(1, which, latent)
 
-    def forward(self, idx, targets=None, subsets=None, sweeps=1, loss_weights=None, hops=None):
-        B, T = idx.shape
-        if T < 1 or T > self.config.block_size:
-            raise ValueError("T")
-        for number, least in ((subsets, 1), (sweeps, 0), (hops, 0)):
-            if number is not None and (not isinstance(number, int) or number < least):
-                raise ValueError("dial")
-        if subsets is None and loss_weights is not None:
-            raise ValueError("no subsets")
-        if loss_weights is not None and hops is not None:
-            raise ValueError("hops and weights")
-        if loss_weights is not None and (len(loss_weights) != sweeps + 1 or not any(loss_weights)):
-            raise ValueError("weights")
+    def forward_parallel(self, idx, targets=None, subsets=2, sweeps=1, loss_weights=None):
+        check("subsets", subsets, 1)
+        check("sweeps", sweeps, 0)
+        S = min(subsets, idx.shape[1])
+        weights = [1 / (1 + S * sweeps)] + [S / (1 + S * sweeps)] * sweeps
+        if loss_weights is not None:
+            weights = list(loss_weights)
+            if len(weights) != sweeps + 1 or not any(weights):
+                raise ValueError(f"loss_weights={loss_weights} does not fit {sweeps} sweeps")
         if not self.config.lrt:
-            sweeps, loss_weights, subsets = 0, None, 1
-        elif hops is not None:
-            return self.forward_hops(idx, targets, subsets, sweeps, hops)
-        elif subsets is None:
-            return self.forward_sequential(idx, targets)
-        S, cache, losses = min(subsets, T), self.init_cache(B), []
-
-        def note():
-            z = self.logits(cache.h)
-            if targets is not None:
-                losses.append(cross_entropy(z, targets))
-            return z
-
-        self.extend(idx, cache)
-        z = note()
-        for k in range(sweeps):
-            for s in range(S):
-                self.refine(cache, s, S)
-            z = note()
-        if targets is None:
-            return z, None
-        if loss_weights is None:
-            return z, (losses[0] + S * sum(losses[1:])) / (1 + S * sweeps)
-        return z, sum(w * loss for w, loss in zip(loss_weights, losses))
+            weights = [1]
+        chunk, losses = self.begin(idx, self.init_cache(idx.shape[0])), []
+        for k, weight in enumerate(weights):
+            if k > 0:
+                self.sweep(chunk, S)
+            last = k + 1 == len(weights)
+            if last or weight and targets is not None:
+                logits = self.logits(chunk.h)
+            if targets is not None and (last or weight):
+                losses.append(weight * cross_entropy(logits, targets))
+        return logits, sum(losses) if losses else None
 
     @torch.no_grad()
     def prefill(self, idx, cache, subsets=2, tol=1e-3):
-        if not isinstance(subsets, int) or subsets < 1 or idx.shape[1] < 1:
-            raise ValueError("nothing")
-        sweeps, residual = [0], [0.0]
+        check("subsets", subsets, 1)
+        if not tol >= 0 or idx.numel() < 1:
+            raise ValueError(f"tol={tol} must be at least 0, with tokens in {idx.shape}")
         tol = max(tol, 40 * torch.finfo(self.alpha.dtype).eps)
-        for piece in torch.split(idx, max(512, self.config.block_size), 1):
-            self.extend(piece, cache)
-            T, n, change = piece.shape[1], 0, float("inf")
-            S = min(T, subsets)
-            while self.config.lrt and change > tol:
-                before = [t.clone() for t in all_written(cache)]
-                for s in range(S):
-                    self.refine(cache, s, S)
-                n += 1
-                change = max(float((x - y).abs().max()) for x, y in zip(before, all_written(cache)))
-                if n * S >= T:
-                    change = 0.0
-            sweeps.append(n)
-            residual.append(change if self.config.lrt else 0.0)
-            cache.advance()
-        cache.sweeps, cache.residual = max(sweeps), max(residual)
-        return self.logits(cache.h[:, -1])
+        for piece in torch.split(idx, max(PIECE, self.config.block_size), 1):
+            chunk, done = self.begin(piece, cache), 0
+            while self.config.lrt and done < piece.shape[1]:
+                old = [x.clone() for x in (chunk.h, chunk.latent, *chunk.kv)]
+                self.sweep(chunk, subsets)
+                done += subsets
+                new = (chunk.h, chunk.latent, *chunk.kv)
+                if all(torch.all((a - b).abs() <= tol) for a, b in zip(old, new)):
+                    break
+            chunk.finish()
+        return self.logits(chunk.h[:, -1])
 
     def forward_hops(self, idx, targets=None, subsets=None, sweeps=1, hops=2):
+        check("subsets", subsets, 1)
+        check("sweeps", sweeps, 0)
+        check("hops", hops, 0)
+        if not self.config.lrt:
+            return self.forward_parallel(idx, targets)
+        cache = self.init_cache(idx.shape[0])
         with torch.no_grad():
-            cache, latents = self.init_cache(len(idx)), []
             if subsets is None:
-                for t in range(idx.size(1)):
-                    self.step(idx[:, t], cache)
-                    latents.append(cache.latent)
-                latents = torch.stack(latents, 1)
+                found = []
+                for t in range(idx.shape[1]):
+                    self.begin(idx[:, t:t + 1], cache, cache.latent.unsqueeze(1)).finish()
+                    found.append(cache.latent.clone())
+                z = torch.stack(found, dim=1)
             else:
-                self.extend(idx, cache)
-                for n in range(sweeps):
-                    self.sweep(cache, subsets)
-                latents = cache.m_next
-            m = torch.cat([torch.zeros_like(latents[:, :1]), latents[:, :-1]], dim=1)
+                chunk = self.begin(idx, cache)
+                for _ in range(sweeps):
+                    self.sweep(chunk, subsets)
+                z = chunk.latent.clone()
+        torch.clear_autocast_cache()
+        m = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1)
         if torch.is_grad_enabled():
-            m = m.detach().requires_grad_()
-        cache = self.init_cache(len(idx))
-        self.extend(idx, cache, m)
-        logits = self.logits(cache.h)
-        if targets is None:
-            return logits, None
-        loss = cross_entropy(logits, targets)
-        if not loss.requires_grad:
+            m.requires_grad_()
+        chunk = self.begin(idx, self.init_cache(idx.shape[0]), m)
+        logits = self.logits(chunk.h)
+        loss = None if targets is None else cross_entropy(logits, targets)
+        if targets is None or not loss.requires_grad:
             return logits, loss
-
-        def before(g):
-            """What is said of m is said of the latents of the position before."""
-            return torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], dim=1)
-
-        terms, g = [], None
-        for n in range(hops):
-            if g is None:
-                g = before(torch.autograd.grad(loss, m, retain_graph=True)[0])
-            else:
-                g = before(torch.autograd.grad(cache.m_next, m, g, retain_graph=True)[0])
-            terms.append(g)
-        bonus = sum((term.detach() * cache.m_next).sum() for term in terms)
-        if hops:
-            loss = loss + bonus - bonus.detach()
+        term = loss
+        for hop in range(hops):         # what the loss says of m_t, it says of latent_{t-1}
+            g, = torch.autograd.grad(term, m, retain_graph=True)
+            g = torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], dim=1)
+            term = (g * chunk.latent).sum()
+            loss = loss + term - term.detach()
         return logits, loss
