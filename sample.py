@@ -31,7 +31,7 @@ class Settings:
 
 
 CHECKPOINT = {"model": dict, "config": dict, "settings": dict, "step": int, "log": list,
-              "losses": list, "optimizers": list}
+              "losses": list, "parts": int, "optimizers": list}
 
 
 def find_device(name):
@@ -58,7 +58,8 @@ def load_checkpoint(path, device="cpu"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(checkpoint[name], kind) for name, kind in CHECKPOINT.items()):
             raise TypeError("parts have other types")
-        numbers = [number for row in checkpoint["log"] for number in (row["step"], *row.values())]
+        numbers = [row[name] for row in checkpoint["log"] for name in ("step", "exact", "no_memory")
+                   if name == "step" or "exact" in row]
         if not all(isinstance(number, (int, float)) for number in numbers + checkpoint["losses"]):
             raise TypeError("the log has other types")
         config, weights = checkpoint["config"], checkpoint["model"]

@@ -1,13 +1,19 @@
 """Train a GPT, with or without latent recurrence:
 
     python train.py --lrt=1
-    torchrun --standalone --nproc_per_node=2 train.py --lrt=1       several GPUs, or machines
+    torchrun --standalone --nproc_per_node=2 train.py --lrt=1       on several GPUs or machines
 
-Writes into out_dir: last.pt, to continue from; best.pt, of the lowest exact loss; log.jsonl, for
-pandas.read_json(lines=True). Its rows have "step, loss, lr, norm, seconds" (means since the row
-before: of the loss, and of the time of a step), or, at each evaluation, "step, exact, as_trained,
-no_memory" (see evaluate). Randomness depends on seed and step alone: a run that was stopped and
-resumed ends with the weights of the run that was not, on a CPU bit for bit.
+It writes three files into out_dir: last.pt, from which a run continues; best.pt, which has the
+lowest exact loss; and log.jsonl, for pandas.read_json(lines=True). A row of the log has "step,
+loss, lr, norm, seconds" (loss and seconds of a step are means over the steps since the previous
+row), or, at each evaluation, "step, exact, as_trained, no_memory" (see evaluate). Randomness
+depends only on seed and step: a run that was stopped and resumed has the same final weights as an
+uninterrupted run, on a CPU bit for bit.
+
+To change the optimizer, see make_optimizers; the schedule, get_lr; what is logged, report in run;
+the loss, cross_entropy in lrt.py (evaluation has its own, sum_of_losses). A setting is a line of
+Settings: an int (0 or 1 for a switch), a float or a str. A checkpoint records the settings, and not
+your edits to the code.
 """
 import json
 import math
@@ -39,7 +45,7 @@ class Settings:
     out_dir: str = "out"
     resume: int = 0                     # 1: continue the run in out_dir, if there is one
     overwrite: int = 0                  # 1: replace the run in out_dir
-    init_from: str = ""                 # start with the weights of another run: its folder
+    init_from: str = ""                 # folder of a run whose weights this run starts with
     eval_only: int = 0                  # 1: evaluate the best checkpoint of the run in out_dir
     # model
     block_size: int = 128               # T: context, and length of the training rows
@@ -52,7 +58,7 @@ class Settings:
     lrt_mode: str = "parallel"          # or sequential: exact, token by token, slow
     lrt_subsets: int = 2                # S: interleaved subsets of the positions
     lrt_sweeps: int = 1                 # K: how often each subset is recomputed
-    lrt_loss_weights: str = ""          # K + 1 numbers, such as 0,1; default: all passes alike
+    lrt_loss_weights: str = ""          # K + 1 numbers, such as 0,1; default: all passes equal
     lrt_hops: int = -1                  # terms of the implicit gradient; -1: backpropagation
     lrt_memory_layer: int = -1          # the layer whose output is the latent; -1: the last
     lrt_memory_proj: str = "shared"     # or layerwise
@@ -60,12 +66,12 @@ class Settings:
     max_iters: int = 1500
     batch_size: int = 8                 # rows of a forward pass
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1.6e-2
+    learning_rate: float = 1.6e-2       # suits Muon
     min_lr: float = 0.0
     warmup_iters: int = 50
     weight_decay: float = 0.1
     grad_clip: float = 1.0              # 0: no limit
-    curriculum: int = 0                 # of tasks: rows of 4, doubled in length every N steps
+    curriculum: int = 0                 # tasks: rows of 4, twice as long every N steps
     seed: int = 1337
     # evaluation, logging, system
     eval_interval: int = 750
@@ -82,11 +88,11 @@ PRESETS = {"parity": TASK_SETTINGS | dict(max_iters=150, eval_interval=50),
            "swaps": TASK_SETTINGS | dict(max_iters=600, eval_interval=200, curriculum=100)}
 MAY_CHANGE = ("out_dir", "overwrite", "resume", "eval_only", "max_iters", "eval_interval",
               "eval_tokens", "log_interval", "device", "compile")
-SAVE_SECONDS = 60                       # from one last.pt to the next
+SAVE_SECONDS = 60                       # last.pt is saved this often
 
 
 def check(s, typed):
-    """Raises UsageError for values that neither the types nor the model rule out."""
+    """Raises UsageError for impossible values that neither the types nor the model refuse."""
     choices = {"lrt_mode": ("parallel", "sequential"), "dtype": ("", "float32", "bfloat16"),
                **dict.fromkeys(("resume", "overwrite", "eval_only", "lrt", "compile"), (0, 1))}
     for name, values in choices.items():
@@ -110,9 +116,12 @@ def check(s, typed):
         if name in ("lrt_subsets", "lrt_sweeps") and s.lrt_mode == "sequential":
             raise UsageError(f"--{name} has no effect with --lrt_mode=sequential")
     if weights and (s.lrt_mode == "sequential" or s.lrt_hops >= 0):
-        raise UsageError("--lrt_loss_weights: not with --lrt_mode=sequential or --lrt_hops")
+        raise UsageError("--lrt_loss_weights cannot be combined with --lrt_mode=sequential or "
+                         "--lrt_hops")
     if s.curriculum and s.dataset not in TASKS:
         raise UsageError(f"--curriculum is for the tasks {', '.join(TASKS)}")
+    if s.resume and s.overwrite:
+        raise UsageError("--resume=1 continues a run, and --overwrite=1 replaces it: choose one")
     if not s.out_dir:
         raise UsageError("--out_dir=: must be the name of a folder")
 
@@ -123,16 +132,14 @@ def model_config(s, vocab_size):
                          n_head=s.n_head, n_embd=s.n_embd, dropout=s.dropout, lrt=bool(s.lrt),
                          memory_layer=s.lrt_memory_layer, memory_proj=s.lrt_memory_proj)
     except ValueError as e:
-        raise UsageError(f"this model cannot be: {e}") from e
+        raise UsageError(f"this model is impossible: {e}") from e
 
 
 def how_to_train(s):
     """The arguments of the model's forward in training."""
-    if not s.lrt:
-        return {}
-    how = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps}
-    if s.lrt_mode == "sequential":
-        how = {"subsets": None}
+    how = {}
+    if s.lrt and s.lrt_mode == "parallel":
+        how = {"subsets": s.lrt_subsets, "sweeps": s.lrt_sweeps}
     if s.lrt_loss_weights:
         how["loss_weights"] = [float(weight) for weight in s.lrt_loss_weights.split(",")]
     if s.lrt_hops >= 0:
@@ -140,7 +147,7 @@ def how_to_train(s):
     return how
 
 
-def learning_rate(s, step):
+def get_lr(s, step):
     """Linear warm-up, then a cosine down to min_lr."""
     if step < s.warmup_iters:
         return s.learning_rate * (step + 1) / s.warmup_iters
@@ -154,10 +161,11 @@ def tensors(device, *arrays):
     return [torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays]
 
 
-def batch(train, s, step, part, parts, device):
-    """Part number `part` of a step's rows: inputs and targets (B, T). They depend on seed and step
-    alone, so two processes see what one with gradient_accumulation_steps=2 sees."""
-    rng, T = np.random.default_rng((s.seed, step)), s.block_size
+def get_batch(train, s, step, part, parts, device):
+    """Part number `part` of a step's rows: inputs and targets (B, T). They depend only on
+    seed and step, so two processes get what one gets with gradient_accumulation_steps=2."""
+    rng = np.random.default_rng((s.seed, step))
+    T = s.block_size
     if s.dataset in TASKS:
         if s.curriculum:
             T = min(T, 4 * 2 ** min(step // s.curriculum, 30))
@@ -169,7 +177,8 @@ def batch(train, s, step, part, parts, device):
 
 
 def validation_rows(val, s):
-    """Inputs and targets (n, T), always the same: of eval_tokens tokens (tasks: an eighth)."""
+    """Inputs and targets (n, T), always the same ones: eval_tokens tokens, evenly spread over the
+    text; an eighth of that for tasks, whose rows are cheap to repeat."""
     T = s.block_size
     if s.dataset in TASKS:
         return task_rows(s.dataset, (max(1, s.eval_tokens // T // 8), T), np.random.default_rng(0))
@@ -183,18 +192,18 @@ def validation_rows(val, s):
 # ---- Evaluation
 
 def sum_of_losses(logits, targets):
-    """In nats. (..., V), (...) -> number"""
+    """The sum in nats. (..., V), (...) -> number"""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum").item()
 
 
 def parallel_loss(model, x, y, how):
-    """Of few rows at a time: their logits (B, T, V) take 64 MB at most, or are of one row."""
+    """A few rows at a time, so that their logits (B, T, V) take at most 64 MB, or one row."""
     rows = max(1, min(64, 2 ** 24 // (x.size(1) * model.config.vocab_size)))
     return sum(sum_of_losses(model(x, **how)[0], y) for x, y in zip(x.split(rows), y.split(rows)))
 
 
 def exact_loss(model, x, y):
-    """Token by token, as in generation. Of a plain GPT all positions at once are the same."""
+    """Token by token, as in generation. A plain GPT gives the same for all positions at once."""
     if not model.config.lrt:
         return parallel_loss(model, x, y, {})
     cache = model.init_cache(len(x))
@@ -203,9 +212,9 @@ def exact_loss(model, x, y):
 
 @torch.no_grad()
 def evaluate(model, s, val, rank=0, world=1):
-    """Mean validation loss in nats per token. "exact": token by token, as in generation; compare
-    this one. "as_trained": on the graph of training. "no_memory": with all m = 0. A plain GPT has
-    no memory, and the three are one. For a task, also the share of right answers in the last tenth
+    """Mean validation loss in nats per token. "exact" is decoded token by token, as in generation;
+    compare models by it. "as_trained" is computed as in training. "no_memory" has all m = 0. They
+    are equal for a plain GPT. For a task, also the share of right answers in the last tenth
     of rows of 1 to 16 times the trained length."""
     model.eval()
     device, T = model.alpha.device, s.block_size
@@ -243,11 +252,11 @@ def in_words(row, s):
     return ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in hidden)
 
 
-# ---- Optimizers: Muon for the matrices between hidden states, AdamW for all else
+# ---- Optimizers: Muon for the matrices between hidden states, AdamW for all other parameters
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum (kellerjordan.github.io/posts/muon), scaled as in arXiv:2502.16982.
-    torch.optim.Muon computes in bfloat16, which most CPUs emulate, 15 times more slowly."""
+    torch.optim.Muon computes in bfloat16. Most CPUs only emulate it, 15 times more slowly."""
 
     def __init__(self, matrices, weight_decay, momentum=0.85):
         super().__init__(matrices, dict(lr=0.0, weight_decay=weight_decay, momentum=momentum))
@@ -277,7 +286,7 @@ def orthogonalize(X):
 
 
 def make_optimizers(model, s):
-    """Any optimizers will do. "scale" multiplies the learning rate of a group; default: 1."""
+    """A list of any optimizers. "scale" (1 if missing) multiplies the learning rate of a group."""
     embed, head = model.embed.weight, model.head.weight
     others = [p for p in model.parameters() if p is not embed and p is not head]
     matrices = [p for p in others if p.ndim == 2]
@@ -291,7 +300,7 @@ def make_optimizers(model, s):
 # ---- The run in out_dir; other processes; Ctrl-C
 
 def settings_and_checkpoint(argv):
-    """What was asked for; to continue a run, with its settings and its checkpoint, else None."""
+    """The settings, and the checkpoint of the run that is continued, or None."""
     typed = parse_args(Settings, __doc__, argv)
     s = Settings(**PRESETS.get(typed.get("dataset"), {}) | typed)
     out = Path(s.out_dir).expanduser()
@@ -306,12 +315,13 @@ def settings_and_checkpoint(argv):
     checkpoint = sample.load_checkpoint(path)[1]
     old, types = checkpoint["settings"], {f.name: type(f.default) for f in fields(Settings)}
     if not all(types.get(name) is type(value) for name, value in old.items()):
-        raise UsageError(f"{path} has settings that are not those of this train.py")
+        raise UsageError(f"{path} was written by another version of train.py")
     before, s = Settings(**old), Settings(**old | typed)
     for name, value in typed.items():
         if name not in MAY_CHANGE and value != getattr(before, name):
-            raise UsageError(f"--{name}={value}: the run in {out} has {getattr(before, name)}, and "
-                             f"keeps it; --init_from={out} starts a new run with its weights")
+            raise UsageError(f"--{name}={value}: the run in {out} has {getattr(before, name)} and "
+                             f"cannot change it; --init_from={out} starts another run with its "
+                             "weights")
     check(s, typed)
     return s, checkpoint
 
@@ -333,7 +343,7 @@ def start_with_weights(model, path, codec):
 
 @contextmanager
 def processes(device):
-    """Join the other processes of torchrun. Gives the number of this one, and of all."""
+    """Join the other processes of torchrun. Yields the rank of this one, and how many there are."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield 0, 1
@@ -349,8 +359,8 @@ def processes(device):
 
 @contextmanager
 def told_to_stop(rank, world):
-    """Gives a list that is empty until Ctrl-C or a request to end. The second time, the process
-    ends at once (torchrun passes a Ctrl-C on, so of several processes each is told twice)."""
+    """Yields a list that stays empty until SIGINT (Ctrl-C) or SIGTERM. A second signal ends the
+    process (but not one of several: torchrun passes each signal on, so they get it twice)."""
     told = []
 
     def on_signal(number, frame):
@@ -358,12 +368,12 @@ def told_to_stop(rank, world):
         if world == 1:
             signal.signal(number, old[number])
         if rank == 0 and len(told) == 1:
-            print("\nstopping after this step or evaluation; to end at once, again Ctrl-C",
+            print("\nstopping after this step or evaluation; press Ctrl-C again to stop at once",
                   file=sys.stderr, flush=True)
 
     old = {}
     try:
-        if threading.current_thread() is threading.main_thread():       # others may not
+        if threading.current_thread() is threading.main_thread():       # only it may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 old[number] = signal.getsignal(number) or signal.SIG_DFL
                 signal.signal(number, on_signal)
@@ -377,12 +387,15 @@ def main(argv=None):
     s, resumed = settings_and_checkpoint(argv)
     device = sample.find_device(s.device)
     with processes(device) as (rank, world), told_to_stop(rank, world) as told:
-        run(s, resumed, device, rank, world, told)
+        finished = run(s, resumed, device, rank, world, told)
+    if finished:
+        sample.main([f"--out_dir={s.out_dir}", f"--device={device}"])
 
 
 # ---- The run
 
 def run(s, resumed, device, rank, world, told):
+    """Returns whether a sample of the run is wanted: it is finished, and this process reports."""
     out, master = Path(s.out_dir).expanduser(), rank == 0
     kind = torch.device(device).type
     bfloat16 = s.dtype == "bfloat16"
@@ -407,22 +420,34 @@ def run(s, resumed, device, rank, world, told):
                              f"data/{s.dataset}, {len(train):,} for training and {len(val):,} "
                              "for validation")
     if resumed and (resumed.get("codec"), resumed.get("sha256")) != (codec, meta.get("sha256")):
-        raise UsageError(f"data/{s.dataset} is another text, or in other tokens, than the run in "
-                         f"{out} has seen")
+        raise UsageError(f"data/{s.dataset} differs from the text or the tokens that the run in "
+                         f"{out} was trained on")
 
     # ---- Model and optimizers
     torch.manual_seed(s.seed)
     model = GPT(model_config(s, vocab_size)).to(device)
-    optimizers = make_optimizers(model, s)
-    step, log, losses = 0, [], []                       # losses: since the last report
+    step, log, losses = 0, [], []                       # losses since the last report
     if resumed:
         step, log, losses = resumed["step"], resumed["log"], resumed["losses"]
         model.load_state_dict(resumed["model"])
+    if s.eval_only:
+        row = evaluate(model, s, val, rank, world)
+        if master:
+            print(f"{out}, step {step:,}: {in_words(row, s)}")
+        return
+    optimizers = make_optimizers(model, s)
+    parts = world * s.gradient_accumulation_steps       # batches of a step, every world-th here
+    if resumed:
+        if resumed["parts"] != parts:
+            raise UsageError(f"the run in {out} has {resumed['parts']} batches in a step, not "
+                             f"{parts}: use as many processes as before")
+        if step > s.max_iters:
+            raise UsageError(f"--max_iters={s.max_iters}: the run in {out} is at step {step}")
         try:
             for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
         except (ValueError, LookupError, TypeError, AttributeError) as e:
-            raise UsageError(f"{out} was trained with other optimizers, or is damaged") from e
+            raise UsageError(f"the optimizer state in {out} does not fit make_optimizers") from e
     elif s.init_from:
         line = start_with_weights(model, s.init_from, codec)
         if master:
@@ -431,19 +456,14 @@ def run(s, resumed, device, rank, world, told):
         steps = torch.tensor([step, -step])
         dist.all_reduce(steps, dist.ReduceOp.MAX)
         if steps.sum() != 0:
-            raise UsageError(f"all processes have to see the same {out}")
+            raise UsageError(f"{out} must be on a disk that all processes share")
     compute = torch.compile(model) if s.compile else model
     if master:
         print(f"{'LRT' if s.lrt else 'plain GPT'}: {sum(p.numel() for p in model.parameters()):,} "
               f"parameters, {device} x {world}, torch {torch.__version__}; {meta['source']}"
               + (f"; {out} is at step {step:,}" if resumed else ""), flush=True)
-    if s.eval_only:
-        row = evaluate(model, s, val, rank, world)
-        if master:
-            print(f"{out}, step {step:,}: {in_words(row, s)}")
-        return
 
-    # ---- Files. last.pt is written before the first step, so that a run is seen from its start on
+    # ---- Files. last.pt is written before the first step, so that another command sees the run
     if master:
         out.mkdir(parents=True, exist_ok=True)
         if not resumed:
@@ -454,7 +474,7 @@ def run(s, resumed, device, rank, world, told):
         if master:
             checkpoint = {"model": model.state_dict(), "config": asdict(model.config),
                           "settings": asdict(s), "codec": codec, "sha256": meta.get("sha256"),
-                          "step": step, "log": log, "losses": losses,
+                          "step": step, "log": log, "losses": losses, "parts": parts,
                           "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                           "versions": {"torch": str(torch.__version__), "python": sys.version}}
             replace_file(out / name, lambda path: torch.save(checkpoint, path))
@@ -462,14 +482,13 @@ def run(s, resumed, device, rank, world, told):
             replace_file(out / "log.jsonl", lambda path: path.write_bytes(lines.encode()))
 
     def report(row, line):
-        log.append(row)
+        log.append(json.loads(json.dumps(row, default=float)))      # plain values only
         if master:
             print(line, flush=True)
 
     # ---- The loop
     best = min((row["exact"] for row in log if "exact" in row), default=math.inf)
     evaluated = max((row["step"] for row in log if "exact" in row), default=0)
-    parts = world * s.gradient_accumulation_steps       # of each step; every world-th is ours
     stop, saved, seconds = False, -math.inf, []
     while True:
         if not stop and step > evaluated and (step % s.eval_interval == 0 or step >= s.max_iters):
@@ -490,26 +509,27 @@ def run(s, resumed, device, rank, world, told):
         # Forward and backward
         began = time.perf_counter()
         model.train()
-        sums = torch.zeros(2, device=device)            # the loss; how many were told to stop
+        sums = torch.zeros(2, device=device)            # the loss, and the number of stop signals
         for part in range(rank, parts, world):
             torch.manual_seed((s.seed * 1_000_003 + step) * parts + part)   # for dropout
-            x, y = batch(train, s, step, part, parts, device)
+            x, y = get_batch(train, s, step, part, parts, device)
             with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
-                logits, loss = compute(x, y, **how_to_train(s))
-            (loss / parts).backward()
-            sums[0] += loss.detach() / parts
+                part_loss = compute(x, y, **how_to_train(s))[1]     # of all passes, in lrt.py
+            (part_loss / parts).backward()
+            sums[0] += part_loss.detach() / parts
         sums[1] = len(told)
         if world > 1:
             for tensor in [sums, *(p.grad for p in model.parameters() if p.grad is not None)]:
                 dist.all_reduce(tensor)
         loss, stop = sums[0].item(), sums[1].item() > 0
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip or math.inf).item()
-        if not math.isfinite(loss + norm):              # before the update: weights stay finite
+        if not math.isfinite(loss + norm):              # before the update, so weights stay finite
             raise UsageError(f"step {step:,}: the loss is {loss}, the norm of the gradient {norm}; "
-                             f"{out} keeps its last checkpoint; try a smaller --learning_rate")
+                             f"{out} keeps its last checkpoint; start another run with a smaller "
+                             "--learning_rate")
 
         # Update
-        rate = learning_rate(s, step)
+        rate = get_lr(s, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
@@ -525,8 +545,8 @@ def run(s, resumed, device, rank, world, told):
             losses, seconds = [], []
             speed = parts * x.numel() / pace
             report({"step": step, "loss": mean, "lr": rate, "norm": norm, "seconds": pace},
-                   f"step {step:6,}/{s.max_iters:,}  loss {mean:.4f}  {speed:7,.0f} tokens/s  "
-                   f"{pace * (s.max_iters - step):4.0f} s left")
+                   f"step {step:6,}/{s.max_iters:,}  loss {mean:.4f}  lr {rate:.4f}  "
+                   f"{speed:7,.0f} tokens/s  {pace * (s.max_iters - step):4.0f} s left")
 
     # ---- The end
     if not master:
@@ -543,7 +563,7 @@ def run(s, resumed, device, rank, world, told):
             line += f", {row[name] / math.log(2) / meta['bytes_per_token']:.4f} bits per byte"
         print(line)
     print(f"\n$ python sample.py --out_dir={out}")
-    sample.main([f"--out_dir={out}", f"--device={device}"])
+    return True
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_optimizers_and_schedule():
         singular = torch.linalg.svdvals(train.orthogonalize(matrix))
         assert 0.6 < singular.min() and singular.max() < 1.3
     s = train.Settings(warmup_iters=10, max_iters=110, learning_rate=1.0, min_lr=0.2)
-    rates = [train.learning_rate(s, step) for step in (0, 9, 10, 60, 110)]
+    rates = [train.get_lr(s, step) for step in (0, 9, 10, 60, 110)]
     assert rates == pytest.approx([0.1, 1, 1, 0.6, 0.2])
 
 
@@ -328,12 +328,12 @@ def test_two_processes_are_two_accumulated_batches():
 def test_one_of_two_processes(what, code):
     """Told to stop, both stop, and the run can go on. If one fails, the other does not wait."""
     before = f"""
-old = train.batch
+old = train.get_batch
 def batch(train_, s, step, part, *rest):
     if step == 3 and part == 1:
         {what}
     return old(train_, s, step, part, *rest)
-train.batch = batch"""
+train.get_batch = batch"""
     processes = start_two(*LRT, before=before)
     assert [process.wait(300) for process in processes] == [code, code]
     assert checkpoint("out")["step"] == (4 if code == 0 else 3)
