@@ -203,7 +203,8 @@ def send_at(monkeypatch, name, call, number=signal.SIGINT):
 
 
 @pytest.mark.parametrize("name, call, number", [
-    ("batch", 7, signal.SIGINT), ("evaluate", 1, signal.SIGINT), ("batch", 1, signal.SIGTERM)])
+    ("get_batch", 7, signal.SIGINT), ("evaluate", 1, signal.SIGINT),
+    ("get_batch", 1, signal.SIGTERM)])
 def test_stopped_and_resumed(name, call, number, monkeypatch, capsys):
     train.main([*LRT, "--out_dir=whole"])
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -230,7 +231,7 @@ def test_second_ctrl_c_ends_at_once(monkeypatch):
 
 def test_own_bug_keeps_its_traceback(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(train, "learning_rate", lambda s, step: {}[step])
+    monkeypatch.setattr(train, "get_lr", lambda s, step: {}[step])
     with pytest.raises(KeyError):
         train.main(LRT)
     assert signal.getsignal(signal.SIGINT) == before
@@ -307,8 +308,30 @@ def test_data_that_changed_under_a_run():
     for text in (TEXT[::-1], TEXT.replace("e", "E")):   # the same characters; others
         Path("text.txt").write_text(text)
         prepare_data.main(["--dataset=tiny", "--input=text.txt"])
-        with pytest.raises(UsageError, match="data/tiny is another text"):
+        with pytest.raises(UsageError, match="data/tiny differs from"):
             train.main(["--resume=1", "--max_iters=20"])
+
+
+def test_a_run_keeps_its_batches_and_its_length():
+    """Another number of batches in a step is another run; steps that are done stay."""
+    train.main([*LRT, "--gradient_accumulation_steps=2"])
+    path = Path("out/last.pt")
+    with pytest.raises(UsageError, match="--max_iters=3: the run in out is at step 12"):
+        train.main(["--resume=1", "--max_iters=3"])
+    torch.save(torch.load(path) | {"parts": 4}, path)
+    with pytest.raises(UsageError, match="4 batches in a step, not 2"):
+        train.main(["--resume=1"])
+
+
+def test_what_is_added_to_the_log_can_be_loaded(monkeypatch):
+    """Whatever somebody adds to a row of the log, checkpoints stay readable."""
+    given = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *args: given(*args) | {
+        "array": np.float64(1.5), "text": "yes", "list": [1, 2], "none": None})
+    monkeypatch.setattr(train, "in_words", lambda row, s: "")
+    train.main(LRT)
+    assert checkpoint("out")["log"][-1]["text"] == "yes"
+    sample.load_checkpoint("out")
 
 
 # ---- Several processes
@@ -504,7 +527,7 @@ BAD_INPUT = [
     ("train --lrt=1 --lrt_memory_proj=each", "memory_proj="),
     ("train --lrt=1 --lrt_loss_weights=1", "must be 2 numbers, not all 0, such as 0,1"),
     ("train --lrt=1 --lrt_loss_weights=0,0", "must be 2 numbers, not all 0"),
-    ("train --lrt=1 --lrt_loss_weights=0,1 --lrt_hops=1", "--lrt_loss_weights: not with"),
+    ("train --lrt=1 --lrt_loss_weights=0,1 --lrt_hops=1", "--lrt_loss_weights cannot be combined with"),
     ("train --curriculum=3", "--curriculum is for the tasks parity, swaps"),
     ("train --dtype=float16", "--dtype=float16: must be float32 or bfloat16"),
     ("train --device=meta", "--device=meta cannot be used here"),
