@@ -138,7 +138,9 @@ and a half times. With more text this can be otherwise. Only hops were run for 1
     }),
     "python": ("By the clock, on the source of Python", """
 The text is the source of Python's own modules (`--dataset=python`). The columns are minutes of
-training on two quiet cores with AVX-512.""", {
+training on two quiet cores with AVX-512. After 3 minutes a plain GPT is ahead of hops by 0.024, and
+after 6 minutes hops are ahead by 0.002: the lines cross there. This is one seed; longer runs are
+not measured yet.""", {
         name: {f"{n} min": steps(f"--dataset=python {flags}", n * STEPS_PYTHON[flags] // 3)
                for n in (3, 6, 12, 24)}
         for name, flags in (("plain, 2 layers", PLAIN), ("plain, 4 layers", DEEP),
