@@ -308,6 +308,24 @@ def test_a_long_text_in_pieces():
     close(gradients(weighed(logits), model), gradients(weighed(separate), model))
 
 
+def test_a_sweep_without_gradients_cuts_no_graph_of_finished_tokens():
+    """It may look for latents before a sweep with gradients, which leads back to finished tokens."""
+    model, idx, _ = batch(T=6)
+
+    def in_pieces(modes):
+        cache, hidden = model.init_cache(2), []
+        for piece in idx.split(3, dim=1):
+            chunk = model.begin(piece, cache)
+            for grad in modes:
+                with torch.set_grad_enabled(grad):
+                    model.sweep(chunk, 3)
+            hidden.append(chunk.h)
+            chunk.finish()
+        return gradients(weighed(*hidden), model)
+
+    close(in_pieces([False, True]), in_pieces([True]))
+
+
 # ---- Parameters
 
 
