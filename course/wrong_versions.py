@@ -449,7 +449,6 @@ WRONG = {
          "[kv[..., :self.past, :], new]"),
         ("in place, as if there were no past", "own = kv[..., self.past:, :]",
          "own = kv[..., :T, :]"),
-        ("room of the first layer for all", "self.cache.rooms[i]", "self.cache.rooms[0]"),
         ("a new pass takes new room", "if first_pass:\n            kv = self",
          "if True:\n            kv = self"),
     ],
