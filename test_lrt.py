@@ -309,7 +309,7 @@ def test_a_long_text_in_pieces():
 
 
 def test_a_sweep_without_gradients_cuts_no_graph_of_finished_tokens():
-    """It may look for latents before a sweep with gradients, which leads back to finished tokens."""
+    """It may look for latents before a sweep with gradients, which leads back to finished ones."""
     model, idx, _ = batch(T=6)
 
     def in_pieces(modes):
