@@ -326,6 +326,16 @@ def test_a_sweep_without_gradients_cuts_no_graph_of_finished_tokens():
     close(in_pieces([False, True]), in_pieces([True]))
 
 
+def test_a_prompt_that_is_read_in_inference_mode():
+    """Steps without gradients go on from it."""
+    model, idx, _ = batch(T=9)
+    cache = model.init_cache(2)
+    with torch.inference_mode():
+        model.prefill(idx[:, :4], cache, tol=0.0)
+    with torch.no_grad():
+        close(steps(model, idx[:, 4:], cache), loop(model, idx)[:, 4:])
+
+
 # ---- Parameters
 
 

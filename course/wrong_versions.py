@@ -414,14 +414,8 @@ WRONG = {
          "y.transpose(1, 2).transpose(2, 3).flatten(2)"),
     ],
     "MLP.forward": [("ReLU not squared", ".square()", "")],
-    "Cache.__post_init__": [
-        ("one room for all layers", "[Room() for _ in self.kv]", "[Room()] * len(self.kv)"),
-    ],
     "Cache.copy": [
         ("the same cache", "Cache(list(self.kv), self.latent, self.pos)", "self"),
-        ("room shared by two caches", "return Cache(list(self.kv), self.latent, self.pos)",
-         "new = Cache(list(self.kv), self.latent, self.pos); new.rooms = self.rooms; return "
-         "new"),
     ],
     "Room.extend": [
         ("whoever comes writes behind", "kv is not self.newest or",
