@@ -336,6 +336,19 @@ def test_a_prompt_that_is_read_in_inference_mode():
         close(steps(model, idx[:, 4:], cache), loop(model, idx)[:, 4:])
 
 
+def test_new_caches_and_chunks():
+    """A cache begins empty; a chunk has its dropout, and refuses tokens that do not fit."""
+    model, idx, _ = batch(T=5)
+    steps(model, idx, model.init_cache(2))
+    assert model.init_cache(2).pos == 0 and not model.init_cache(2).latent.any()
+    for call in (lambda: model.begin(idx[:1], model.init_cache(2)),
+                 lambda: model.forward_sequential(idx[:, :0])):
+        with pytest.raises(ValueError, match="idx"):
+            call()
+    model.dropout.p = 0.5
+    assert (model.train().begin(idx, model.init_cache(2)).x0 == 0).any()
+
+
 # ---- Parameters
 
 
