@@ -3,7 +3,7 @@
     python course/handout.py DIR [--variant=NAME] [--exercises=1-5]
 
 lrt.py without the bodies of the exercises, its tests, the scripts, and the students' page. An
-exercise that is not chosen is given, complete.
+exercise that is not chosen is given, complete; with --exercises=none, all are.
 """
 import argparse
 import ast
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from variants import ROOT, new_folder, write, write_with_known_numbers
+from variants import ROOT, write, write_variant
 
 EXERCISES = {       # number: (points, functions); tests are named by number, test_ex2_...
     1: (5, ["shift_right"]),
@@ -30,15 +30,13 @@ UNCHANGED = ("train.py", "sample.py", "prepare_data.py", "requirements.txt", "LI
 
 
 def chosen(text):
-    """The numbers of "1-5" or "1,3,6-8". Raises ValueError."""
+    """The numbers of "1-5" or "1,3,6-8", in order. Raises ValueError."""
     numbers = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or dash and not last.isdecimal():
-            raise ValueError(f"--exercises={text}: write 1-5, or 1,3,6-8")
-        numbers |= set(range(int(first), int(last if dash else first) + 1))
-    if not numbers or not numbers <= set(EXERCISES):
-        raise ValueError(f"--exercises={text}: there are 1 to {max(EXERCISES)}")
+    for part in text.split(",") if text != "none" else []:
+        first, _, last = part.partition("-")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers <= set(EXERCISES):
+        raise ValueError(f"exercises {text}: there are 1 to {max(EXERCISES)}")
     return sorted(numbers)
 
 
@@ -67,15 +65,11 @@ def blanked(text, numbers):
 
 
 def handout(folder, variant="", numbers=tuple(EXERCISES)):
-    """Raises ValueError if the folder is not new or empty, or there is no such variant."""
-    folder = new_folder(folder)
-    texts = write_with_known_numbers(folder, variant)
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    texts = write_variant(folder, variant)
     write(folder / "lrt.py", blanked(texts["lrt.py"], numbers))
-    page = texts["STUDENT.md"]
-    if len(numbers) < len(EXERCISES):
-        given = ", ".join(str(n) for n in EXERCISES if n not in numbers)
-        page = f"> In this handout, the exercises {given} are given, complete.\n\n{page}"
-    write(folder / "README.md", page)
+    write(folder / "README.md", texts["STUDENT.md"])
     write(folder / "pytest.ini", "[pytest]\n")      # so that none of a folder above counts
     (folder / "assets").mkdir()
     for name in UNCHANGED:
@@ -83,17 +77,16 @@ def handout(folder, variant="", numbers=tuple(EXERCISES)):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--variant", default="")
-    parser.add_argument("--exercises", default=f"1-{max(EXERCISES)}")
+    parser.add_argument("folder", metavar="DIR", help="a new folder")
+    parser.add_argument("--variant", default="", metavar="NAME")
+    parser.add_argument("--exercises", type=chosen, default=list(EXERCISES), metavar="1-5")
     args = parser.parse_args(argv)
     try:
-        handout(args.folder, args.variant, chosen(args.exercises))
+        handout(args.folder, args.variant, args.exercises)
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
-    print(f"{args.folder}: exercises {args.exercises}, variant {args.variant or 'none'}")
 
 
 if __name__ == "__main__":

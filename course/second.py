@@ -1,6 +1,6 @@
 """A second implementation of the equations in lrt.py, one sequence and one position at a time.
 
-    python course/second.py         writes course/known.npz, which test_lrt.py compares with
+    python course/second.py         writes known.npz beside it, which test_lrt.py compares with
 """
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 import test_lrt as tests
 
 
