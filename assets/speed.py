@@ -1,11 +1,11 @@
 """Time and memory of training and decoding on this machine:
 
     python assets/speed.py                          about half an hour
-    python assets/speed.py --rows=8 --lengths=128
-    python assets/speed.py --save=1                 and the models of results.md
+    python assets/speed.py --tables=training --rows=8 --lengths=128
+    python assets/speed.py --save=1                 and write speed.json, for results.md
 
-Times are medians of calls that alternate with those of a plain GPT, whose ratio is therefore fair
-on a busy machine, too. Memory is the peak of a step in a process of its own, on Linux or CUDA.
+Times are medians of calls that alternate with those of a plain GPT. So their ratio is fair on a
+busy machine, too. Memory is the peak of a step in a process of its own, on Linux or CUDA.
 """
 import json
 import multiprocessing
@@ -27,29 +27,18 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import results
 import sample
 import train
-from prepare_data import UsageError, check_numbers, parse_args, replace_file, run_script
+from prepare_data import UsageError, check_numbers, parse_args, run_script
 
 
 @dataclass
 class Settings:
+    tables: str = "training,decoding,run,steps"
     rows: str = "8,32,128,256"      # of a step, in the table of training
     lengths: str = "128,512"        # T, in the same table
     runs: int = 3                   # how often each is timed
     threads: int = 0                # default: as torch chooses
     device: str = "cpu"
-    max_gb: float = 8.0             # leave out what is estimated to take more memory
-    save: int = 0                   # 1: write assets/speed.json, which results.md needs
-
-
-WAYS = {"plain": "", "S = 2": "--lrt=1", "S = 4, K = 2, 2 hops": results.HOPS,
-        "token by token": results.LOOP, "exact, 1 hop": results.LOOP + " --lrt_hops=1",
-        "exact, 2 hops": results.LOOP + " --lrt_hops=2"}
-
-
-def numbers(name, text):
-    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
-        raise UsageError(f"--{name}={text}: must be whole numbers, such as 8,32")
-    return [int(number) for number in text.split(",")]
+    save: int = 0                   # 1: write these tables into assets/speed.json
 
 
 class Step:
@@ -77,14 +66,14 @@ class Step:
         self.update()
 
 
-def times(device, runs, *functions):
+def times(s, *functions, runs=None):
     """Milliseconds of each function: medians of calls in turn; the first of each does not count."""
     found = [[] for _ in functions]
-    for _ in range(runs + 1):
+    for _ in range((runs or s.runs) + 1):
         for function, its_times in zip(functions, found):
             began = time.perf_counter()
             function()
-            if device.startswith("cuda"):
+            if s.device.startswith("cuda"):
                 torch.cuda.synchronize()
             its_times.append(1000 * (time.perf_counter() - began))
     return [median(its_times[1:]) for its_times in found]
@@ -98,8 +87,7 @@ def peak(device):
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
-def memory_here(flags, device, threads):
-    torch.set_num_threads(threads)
+def memory_here(flags, device):
     Step(f"{flags} --batch_size=1 --block_size=2", device).whole()
     step, before = Step(flags, device), peak(device)
     step.whole()
@@ -111,38 +99,31 @@ def memory(flags, device):
     if not device.startswith("cuda") and not (device == "cpu" and Path("/proc/self").exists()):
         return float("nan")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(memory_here, flags, device, torch.get_num_threads()).result()
+        return pool.submit(memory_here, flags, device).result()
 
 
-def show(lines, line):
-    """Print a line of a table as soon as it is known."""
-    lines.append(line)
-    for cells in (line, line.values())[len(lines) > 1:]:
-        print(" ".join(f"{cell:>16}" if n else f"{cell:30}" for n, cell in enumerate(cells)),
-              flush=True)
+# ---- Tables: they yield lines {column: text}
 
+WAYS = {"plain": "", "S = 2": results.S2, "S = 4, K = 2, 2 hops": results.HOPS,
+        "token by token": results.LOOP, "exact, 1 hop": results.EXACT1,
+        "exact, 2 hops": results.EXACT2}
 
-# ---- Tables: lists of {column: text}
 
 def training(s):
-    """Forward and backward, by rows and length. A cell is µs a token, ratio to plain, and MB."""
-    lines, known = [], {}
-    for T in numbers("lengths", s.lengths):
+    """µs a token of forward and backward, ratio to plain, MB; empty: it takes too much memory"""
+    for T in map(int, s.lengths.split(",")):
         for name, flags in WAYS.items():
             line = {"": f"T = {T}, {name}"}
-            for rows in numbers("rows", s.rows):
+            for rows in map(int, s.rows.split(",")):
                 line[f"{rows} rows"] = ""
-                size = rows * T ** (2 if name == "token by token" else 1)   # as memory grows
-                if known.get(name, 0) * size > 1000 * s.max_gb:
-                    continue
+                if name == "token by token" and rows * T ** 2 > 2 ** 22:
+                    continue                            # its graph has every state of the cache
                 sized = f"--block_size={T} --batch_size={rows}"
-                mb = memory(f"{flags} {sized}", s.device)
-                known[name] = mb / size
                 plain, step = Step(sized, s.device), Step(f"{flags} {sized}", s.device)
-                base, ms = times(s.device, s.runs, plain.backward, step.backward)
+                base, ms = times(s, plain.backward, step.backward)
+                mb = memory(f"{flags} {sized}", s.device)
                 line[f"{rows} rows"] = f"{1000 * ms / (rows * T):.0f}, {ms / base:.2f}, {mb:,.0f}"
-            show(lines, line)
-    return lines
+            yield line
 
 
 @torch.inference_mode()
@@ -153,73 +134,71 @@ def decode(model, rows, n):
 
 
 def decoding(s):
-    """A token of the default model, on average of the first 256."""
+    """a generated token of the default model, on average of the first 256"""
     plain, lrt = Step("", s.device).model, Step("--lrt=1", s.device).model
-    lines = []
     for rows in (1, 64):
-        base, ms = times(s.device, s.runs, lambda: decode(plain, rows, 256),
-                         lambda: decode(lrt, rows, 256))
-        show(lines, {"": f"{rows} rows", "plain, ms": f"{base / 256:.2f}",
-                     "LRT, ms": f"{ms / 256:.2f}", "ratio": f"{ms / base:.2f}"})
-    return lines
+        base, ms = times(s, lambda: decode(plain, rows, 256), lambda: decode(lrt, rows, 256))
+        yield {"": f"{rows} rows", "plain, ms": f"{base / 256:.2f}",
+               "LRT, ms": f"{ms / 256:.2f}", "ratio": f"{ms / base:.2f}"}
 
 
-def rest_of_a_run(s):
-    """The optimizers' share of a step, and an evaluation over as many tokens as Shakespeare's."""
-    val, lines = np.random.default_rng(0).integers(65, size=111_540), []
-    for name, flags in (("plain", ""), ("S = 2", "--lrt=1"), ("exact", results.LOOP)):
+def run(s):
+    """the rest of a run: optimizers, and an evaluation over as many tokens as Shakespeare's"""
+    val = np.random.default_rng(0).integers(65, size=111_540)
+    for name, flags in (("plain", ""), ("S = 2", results.S2), ("exact", results.LOOP)):
         step = Step(flags, s.device)
         step.backward()
-        whole, update = times(s.device, s.runs, step.whole, step.update)
-        evaluation, = times(s.device, 1, lambda: train.evaluate(step.model, step.s, val))
-        show(lines, {"": name, "step, ms": f"{whole:.0f}", "optimizers, ms": f"{update:.1f}",
-                     "share": f"{update / whole:.1%}", "evaluation, s": f"{evaluation / 1000:.1f}"})
-    return lines
+        whole, update = times(s, step.whole, step.update)
+        evaluation, = times(s, lambda: train.evaluate(step.model, step.s, val), runs=1)
+        yield {"": name, "step, ms": f"{whole:.0f}", "optimizers, ms": f"{update:.1f}",
+               "share": f"{update / whole:.1%}", "evaluation, s": f"{evaluation / 1000:.1f}"}
 
 
-TABLES = {"µs a token in training, ratio to plain, MB of a step (empty: too many MB)": training,
-          "a generated token": decoding, "the rest of a run": rest_of_a_run}
-
-
-def steps_of_results(s):
-    """{flags: ms of a step with the optimizers, MB, FLOPs} of the models of results.md."""
+def steps(s):
+    """a step of the models of results.md: ms with the optimizers, ratio to plain, MB, FLOPs"""
     names = ("main", "clock", "python", "rows", "length", "default")
     models = dict.fromkeys(results.model_of(flags) for name in names
-                           for flags in results.flags_of(results.TABLES[name][2]))
-    found, lines, plain = {}, [], Step("", s.device)
+                           for flags in results.flags_of(results.TABLES[name]))
+    plain = Step("", s.device)
     for flags in models:
         step = Step(flags, s.device)
-        base, ms = times(s.device, s.runs, plain.whole, step.whole)
+        base, ms = times(s, plain.whole, step.whole)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             step.backward(1)
-        flops, mb = counter.get_total_flops() * step.s.batch_size, memory(flags, s.device)
-        found[flags] = {"ms": round(ms, 1), "MB": round(mb, 1), "flops": flops}
-        show(lines, {"ms, ratio, MB, GFLOPs": f"{ms:9.1f} {ms / base:6.2f} {mb:7,.0f} "
-                                              f"{flops / 1e9:7.1f}", " ": flags or "plain"})
-    return found
+        yield {"": flags or "plain", "ms": f"{ms:.1f}", "ratio": f"{ms / base:.2f}",
+               "MB": f"{memory(flags, s.device):.0f}",
+               "FLOPs": f"{counter.get_total_flops() * step.s.batch_size:.4e}"}
+
+
+TABLES = {function.__name__: function for function in (training, decoding, run, steps)}
 
 
 def main(argv=None):
     s = Settings(**parse_args(Settings, __doc__, argv))
     check_numbers(s, dict(runs=1))
+    for name, text, pattern in (("rows", s.rows, r"[1-9]\d{0,5}"),
+                                ("lengths", s.lengths, r"[1-9]\d{0,5}"),
+                                ("tables", s.tables, "|".join(TABLES))):
+        if not re.fullmatch(f"({pattern})(,({pattern}))*", text):
+            raise UsageError(f"--{name}={text}: must be like {getattr(Settings, name)}")
     s.device = sample.find_device(s.device)
     torch.set_num_threads(s.threads or torch.get_num_threads())
-    machine = f"{s.device}, torch {torch.__version__}"
+    machine = f"{s.device}, torch {torch.__version__}, code {results.code()}"
     if s.device == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
-        machine = f"a CPU with {capability}, {torch.get_num_threads()} threads, torch " \
-                  f"{torch.__version__}"
-    machine += f", code {results.code()}"
-    print(machine)
-    tables = {}
-    for title, function in TABLES.items():
-        print(f"\n{title}")
-        tables[title] = function(s)
-    if s.save:
-        print("\nsteps of the models in results.md")
-        text = json.dumps({"machine": machine, "steps": steps_of_results(s), "tables": tables},
-                          indent=1)
-        replace_file(HERE / "speed.json", lambda path: path.write_text(text, encoding="utf-8"))
+        machine = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} " \
+                  f"threads, {machine}"
+    for name in s.tables.split(","):
+        lines = []
+        print(f"\n{TABLES[name].__doc__} ({machine})")
+        for line in TABLES[name](s):
+            lines.append(line)
+            for cells in (line, line.values())[len(lines) > 1:]:
+                print(" ".join(f"{text:>16}" if n else f"{text:30}"
+                               for n, text in enumerate(cells)), flush=True)
+        if s.save:
+            tables = json.loads((HERE / "speed.json").read_text(encoding="utf-8"))
+            tables[name] = {"title": TABLES[name].__doc__, "machine": machine, "lines": lines}
+            results.save("speed.json", json.dumps(tables, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
