@@ -69,7 +69,7 @@ def handout(folder, variant="", numbers=tuple(EXERCISES)):
     folder.mkdir(parents=True)
     texts = write_variant(folder, variant)
     write(folder / "lrt.py", blanked(texts["lrt.py"], numbers))
-    write(folder / "README.md", texts["STUDENT.md"])
+    write(folder / "README.md", texts["course/STUDENT.md"])
     write(folder / "pytest.ini", "[pytest]\n")      # so that none of a folder above counts
     (folder / "assets").mkdir()
     for name in UNCHANGED:

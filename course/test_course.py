@@ -149,15 +149,18 @@ def test_gradescope_and_leaderboard(tmp_path, capsys):
 def test_in_a_variant_its_own_solution_is_right_and_the_public_one_is_wrong(
         variant, changed, tmp_path):
     grader = grade.Grader(tmp_path, variant, list(POINTS))
-    write(tmp_path / "right.py", variants.edition(variant)["right.py"])
+    write(tmp_path / "right.py", variants.edition(variant)["course/right.py"])
     assert points(grader.grade(tmp_path / "right.py")[0]) == POINTS
     grader.numbers = [changed]
     assert points(grader.grade(ROOT / "lrt.py")[0]) == {changed: 0}
 
 
-def test_a_text_that_is_not_there_once_is_told():
-    for text in ("", "a a"):
-        with pytest.raises(ValueError, match="times, not once"):
-            variants.replaced(text, [("a", "b")], "lrt.py")
+def test_a_piece_that_is_not_there_once_is_told():
+    piece = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
+    texts = {"x": "a\n"}
+    variants.apply(piece, texts)
+    assert texts["x"] == "b\n"
+    with pytest.raises(ValueError, match="0 times, not once"):
+        variants.apply(piece, texts)
     with pytest.raises(ValueError, match="there is no variant"):
         variants.edition("nothing")
