@@ -11,7 +11,6 @@ import ast
 import csv
 import importlib.util
 import json
-import math
 import os
 import secrets
 import shutil
@@ -23,15 +22,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-from handout import EXERCISES, chosen, definitions
-from variants import write_variant
+sys.path.insert(0, str(HERE))
+from handout import EXERCISES, blanked, chosen, definitions, edition, write, write_tests
 
 SHARES = {"values": 1, "gradients": 0.2, "robustness": 0.1}     # of the points, if it is wrong
 RUN_SECONDS = 180           # of a run; worker.py has limits of CPU time, memory, and of each test
 ENDED = "the process ended before the tests did: does your code exit, or need too much memory or " \
         "time?"
 UNFAIR = "a test that must fail passes after your code ran: change nothing of torch and the tests"
+ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH")     # what a run sees of ours
+
+# In each run, these tests must fail in these ways. Or else the student's code has changed how
+# numbers are compared, or how tests are run.
+MUST_FAIL = {"test_ex0_zeros_are_ones": "values", "test_ex0_nothing_is_known": "values",
+             "test_ex0_slopes": "gradients", "test_ex0_all_is_refused": "robustness"}
+MUST_FAIL_TEXT = """
+
+def test_ex0_zeros_are_ones():
+    close(torch.zeros(2), torch.ones(2))
+
+
+def test_ex0_nothing_is_known():
+    close({}, known("qkv", "plain", "0"))
+
+
+def test_ex0_slopes():
+    slopes(lambda: 0 * tiny().alpha.detach().sum(), tiny())
+
+
+def test_ex0_all_is_refused():
+    refused(dict, [dict(x=1)])
+"""
 
 
 class Refused(Exception):
@@ -57,24 +78,34 @@ def read(path):
         return data.decode("latin-1"), ["the file is read as Latin-1: save it as UTF-8"]
 
 
-def is_taken(node):
-    """Is it a function, an import or a constant?"""
-    targets = getattr(node, "targets", [getattr(node, "target", node)])
-    return isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)) \
-        or isinstance(node, (ast.Assign, ast.AnnAssign)) \
-        and not any(isinstance(part, (ast.Attribute, ast.Subscript))
-                    for target in targets for part in ast.walk(target))
+def is_taken(node, ours):
+    """Functions, classes of lrt.py, imports of what is here, and constants are taken."""
+    if isinstance(node, ast.ClassDef):
+        return any(name.startswith(node.name + ".") for name in ours)
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = [getattr(node, "module", None) or alias.name for alias in node.names]
+        return all(importlib.util.find_spec(name.split(".")[0]) for name in names)
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):           # but not x.y = ..., x[0] = ...
+        return all(isinstance(part, (ast.Name, ast.Tuple)) for part in ast.walk(node)
+                   if isinstance(getattr(part, "ctx", None), ast.Store))
+    return isinstance(node, ast.FunctionDef) \
+        or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 class Student:
-    """What is taken of a student's file: code, and the names of functions that go into lrt.py."""
+    """What is taken of a student's file: its code, its functions, and notes on what is not."""
 
     def __init__(self, path, ours):
         text, self.notes = read(Path(path))
         try:
             tree = ast.parse(text)
-            self.found, ours = definitions(tree), definitions(ours)
-            tree.body = [node for node in tree.body if self.take(node, ours)]
+            self.found = definitions(tree)
+            taken = [node for node in tree.body if is_taken(node, ours)]
+            self.notes += [
+                f"line {node.lineno}: {ast.unparse(node).splitlines()[0]!r} is not taken: only "
+                "functions, constants, and imports of what is here are"
+                for node in tree.body if node not in taken]
+            tree.body = taken
             self.code = ast.unparse(tree)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             raise Refused(f"Python {sys.version_info[0]}.{sys.version_info[1]} cannot read it: "
@@ -82,60 +113,43 @@ class Student:
         if not self.found:
             raise Refused("there is no function in the file: is it empty?")
         exercises = {name for _, names in EXERCISES.values() for name in names}
-        for name in ours.keys() & self.found.keys() - exercises:
-            if ast.dump(ours[name]) != ast.dump(self.found[name]):
-                self.notes.append(f"your change of {name}, which is given, is not taken")
+        self.notes += [f"your change of {name}, which is given, is not taken"
+                       for name, node in self.found.items() if name in ours.keys() - exercises
+                       and ast.dump(node) != ast.dump(ours[name])]
         self.helpers = [name for name in self.found if "." in name and name not in ours]
-
-    def take(self, node, ours):
-        """Whether this statement at module level is taken; if not, a note says so."""
-        if isinstance(node, ast.ClassDef):
-            taken = any(name.startswith(node.name + ".") for name in ours)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [getattr(node, "module", None) or alias.name for alias in node.names]
-            taken = all(importlib.util.find_spec(name.split(".")[0]) for name in names)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):     # no x.y = ..., no x[0] = ...
-            taken = not any(isinstance(getattr(part, "ctx", None), ast.Store)
-                            and not isinstance(part, (ast.Name, ast.Tuple))
-                            for part in ast.walk(node))
-        else:
-            taken = isinstance(node, ast.FunctionDef) \
-                or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if not taken:
-            self.notes.append(f"line {node.lineno}: {ast.unparse(node).splitlines()[0]!r} is not "
-                              "taken: only functions, constants, and imports of what is here are")
-        return taken
 
 
 # ---- Runs of the tests
 
 
 class Grader:
-    """A folder with all that a run needs, and what is expected of a run."""
+    """A folder with all that a run needs, and the names of the tests."""
 
-    def __init__(self, folder, variant, numbers, user=None):
-        self.base, self.numbers, self.user = Path(folder), numbers, user
-        texts = write_variant(self.base, variant)
-        shutil.copyfile(HERE / "worker.py", self.base / "worker.py")
-        self.ours = ast.parse(texts["lrt.py"])
-        results, ended = self.run("", [], ["--collect-only"])
-        self.tests = {n: [name for name in results if name.startswith(f"test_ex{n}_")]
-                      for n in numbers}
-        if ended or not all(self.tests.values()):
+    def __init__(self, folder, variant="", numbers=tuple(EXERCISES), user=None):
+        self.folder, self.numbers, self.user = Path(folder), numbers, user
+        texts = edition(variant)
+        texts["test_lrt.py"] += MUST_FAIL_TEXT
+        write_tests(self.folder, texts)
+        shutil.copyfile(HERE / "worker.py", self.folder / "worker.py")
+        self.text, self.ours = texts["lrt.py"], definitions(ast.parse(texts["lrt.py"]))
+        self.tests, ended = self.run("", [], [], ["--collect-only"])
+        if not MUST_FAIL.keys() <= self.tests.keys():
             raise ValueError(f"the tests cannot be run here: {ended}")
 
-    def run(self, code, functions, options):
-        """{name of a test: (outcome, message)}, and how the process ended if not as it should."""
+    def run(self, code, functions, numbers, options):
+        """{name of a test: (outcome, message)} with these functions of the student's code and
+        without ours for the exercises `numbers`; and what is to be said if there are no results."""
         job = dict(secret=secrets.token_hex(), code=code, functions=functions, options=options)
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": "",
-                            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         user = dict(user=self.user, group=self.user, extra_groups=[]) if self.user else {}
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out:
-            shutil.copytree(self.base, folder, dirs_exist_ok=True)
+            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+            write(Path(folder) / "lrt.py", blanked(self.text, numbers))
             os.chmod(folder, 0o755)
-            process = subprocess.Popen([sys.executable, "-X", "utf8", "worker.py"], cwd=folder,
-                                       env=env, stdin=subprocess.PIPE, stdout=out,
-                                       stderr=subprocess.DEVNULL, start_new_session=True, **user)
+            process = subprocess.Popen(
+                [sys.executable, "-X", "utf8", "worker.py"], cwd=folder, stdin=subprocess.PIPE,
+                stdout=out, stderr=subprocess.DEVNULL, start_new_session=True, **user,
+                env=env | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
             try:
                 process.communicate(json.dumps(job).encode() + b"\n", timeout=RUN_SECONDS)
             except subprocess.TimeoutExpired:
@@ -147,24 +161,23 @@ class Grader:
                     pass
                 process.wait()
             out.seek(0)
-            written = out.read().decode(errors="replace")
-        if job["secret"] not in written:
-            return {}, ENDED
-        results, fair = json.loads(written.partition(job["secret"])[2])
-        return results, "" if fair else UNFAIR
+            _, secret, written = out.read().decode(errors="replace").partition(job["secret"])
+        results = json.loads(written) if secret else {"": ("values", ENDED)}
+        return results, results.pop("", ("", ""))[1]
 
     def marks(self, student, numbers):
         """{exercise: (points, what to say)} of a run with these functions of the student."""
         functions = [name for n in numbers for name in EXERCISES[n][1] if name in student.found]
-        options = ["-k", " or ".join(f"test_ex{n}_" for n in numbers)]
-        results, ended = self.run(student.code, functions + student.helpers, options)
-        ended = ended or results.get("", ("", ""))[1]           # "": the code cannot be run
+        results, ended = self.run(student.code, functions + student.helpers, numbers,
+                                  ["-k", " or ".join(f"test_ex{n}_" for n in [0, *numbers])])
+        if not ended and any(results[test][0] != kind for test, kind in MUST_FAIL.items()):
+            ended = UNFAIR
         marks = {}
         for n in numbers:
-            of, tests = EXERCISES[n][0], self.tests[n]
+            of, tests = EXERCISES[n][0], [test for test in self.tests if f"test_ex{n}_" in test]
             found = [(test, *results.get(test, ("values", "was not run"))) for test in tests]
             wrong = [(test, kind, said) for test, kind, said in found if kind != "passed"]
-            lost = sum(SHARES.get(kind, 1) for kind in {kind for _, kind, _ in wrong})
+            lost = sum(SHARES[kind] for kind in {kind for _, kind, _ in wrong})
             if ended:
                 marks[n] = 0, ended
             elif wrong:
@@ -185,12 +198,16 @@ class Grader:
                 if name not in student.found:
                     marks[n] = 0, f"there is no {name} in the file: write it as in the handout"
             left = [n for n in self.numbers if n not in marks]
-            marks |= self.marks(student, left)
+            if left:
+                marks |= self.marks(student, left)
             for n in left:
                 if marks[n][0] < EXERCISES[n][0] and len(left) > 1:
                     marks |= self.marks(student, [n])
-        except (Refused, OSError) as e:
+        except Refused as e:
             marks = {n: (0, str(e)) for n in self.numbers}
+        except Exception as e:                          # one file must not stop the others
+            said = f"the grader stopped at this file: {type(e).__name__}: {e}"
+            marks = {n: (0, said) for n in self.numbers}
         return [(n, marks[n][0], EXERCISES[n][0], plain(marks[n][1])) for n in self.numbers], notes
 
 
@@ -217,30 +234,10 @@ def report(name, marks, notes):
     return "\n".join(lines + [f"    note: {plain(note)}" for note in notes])
 
 
-def best_exact(path, budget):
-    """The best exact loss in a handed-in log.jsonl, within so many seconds of training. Its rows
-    are the student's word."""
-    best, seconds, step = math.inf, 0.0, 0
-    for line in next(path.rglob("log.jsonl")).read_text().splitlines():
-        row = json.loads(line)
-        if "seconds" in row:
-            seconds += row["seconds"] * (row["step"] - step)
-            step = row["step"]
-        elif seconds <= budget:
-            best = min(best, float(row["exact"]))
-    return best
-
-
-def gradescope(name, marks, notes, budget):
+def gradescope(name, marks, notes):
     tests = [{"name": f"exercise {n}: {EXERCISES[n][1][0]}", "score": points, "max_score": of,
               "output": said} for n, points, of, said in marks]
-    found = {"score": total(marks), "output": report(name, marks, notes), "tests": tests}
-    try:
-        found["leaderboard"] = [{"name": "exact loss", "order": "asc",
-                                 "value": best_exact(Path(name), budget)}]
-    except Exception:                                           # no log.jsonl, or a damaged one
-        pass
-    return json.dumps(found)
+    return json.dumps({"score": total(marks), "output": report(name, marks, notes), "tests": tests})
 
 
 def main(argv=None):
@@ -252,8 +249,6 @@ def main(argv=None):
     add("--exercises", type=chosen, default=list(EXERCISES), metavar="1-5")
     add("--csv", action="store_true", help="a line for each file")
     add("--json", action="store_true", help="Gradescope's format")
-    add("--budget", type=float, default=600, metavar="SECONDS",
-        help="leaderboard: best exact loss in log.jsonl within so much training (default: 600)")
     add("--jobs", type=int, default=os.cpu_count(), help="files at a time (default: all cores)")
     add("--user", help="run students' code as this user, who can read none of your files")
     args = parser.parse_args(argv)
@@ -271,7 +266,7 @@ def main(argv=None):
                 table.writerow([plain(name), *(points for _, points, _, _ in marks), total(marks),
                                 "; ".join(reasons)])
             elif args.json:
-                print(gradescope(name, marks, notes, args.budget))
+                print(gradescope(name, marks, notes))
             else:
                 print(report(name, marks, notes))
             sys.stdout.flush()

@@ -13,12 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import grade
 import handout
-import variants
-from variants import ROOT, write
+from handout import ROOT, write
 
 LRT = (ROOT / "lrt.py").read_text(encoding="utf-8")
 RIGHT = (ROOT / "course" / "right.py").read_text(encoding="utf-8")
-GOOD = "def shift_right(latent, first):\n    return torch.cat([first[:, None], latent[:, :-1]], 1)\n"
+GOOD = ("def shift_right(latent, first):\n"
+        "    return torch.cat([first[:, None], latent[:, :-1]], 1)\n")
 POINTS = {n: of for n, (of, _) in handout.EXERCISES.items()}
 
 
@@ -32,7 +32,7 @@ def run_tests(folder, choice):
                           cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True)
     found = {}
-    for word, n in re.findall(r"^(PASSED|FAILED|ERROR) test_lrt.py::test_ex(\d)", done.stdout, re.M):
+    for word, n in re.findall(r"^(PASSED|FAILED|ERROR) \S*::test_ex(\d)", done.stdout, re.M):
         found.setdefault(int(n), set()).add(word)
     return found
 
@@ -82,8 +82,7 @@ def test_a_wrong_exercise_costs_only_itself(tmp_path):
 
 
 # What a file may be: its name, its content, points of 5, and what is said
-CHEAT = ("def shift_right(latent, first):\n    import torch, pytest, test_lrt, os\n    {}\n"
-         "    return latent\n")
+CHEAT = "import sys\nX = {}\ndef shift_right(latent, first):\n    {}\n    return latent\n"
 FILES = {
     "empty.py": ("\n", 0, "empty"),
     "new_syntax.py": ("x = lambda: (yield = 3)\n" + GOOD, 0, "line 1"),
@@ -104,12 +103,22 @@ FILES = {
                  .replace("\n", "\r\n"), 5, ""),
     "latin.py": (("# é\n" + GOOD).encode("latin-1"), 5, ""),
     "raises.py": ("ONE = 1 / 0\n" + GOOD, 0, "ZeroDivisionError"),
-    "waits.py": ("import time\ndef shift_right(latent, first):\n    time.sleep(1000)\n", 0, "loop"),
-    "memory.py": ("def shift_right(latent, first):\n    return [0] * 10 ** 10\n", 0, "Memory"),
-    "exit.py": (CHEAT.format("os._exit(0)"), 0, "ended before"),
-    "skip.py": (CHEAT.format("pytest.skip()"), 0, "was not run"),
-    "patch.py": (CHEAT.format("test_lrt.close = torch.Tensor.equal = lambda *a: True"), 0,
-                 "must fail"),
+    "waits.py": (CHEAT.format(0, "import time; time.sleep(1000)"), 0, "loop"),
+    "memory.py": (CHEAT.format(0, "[0] * 10 ** 10"), 0, "Memory"),
+    "exits.py": (CHEAT.format("sys.exit()", "pass"), 0, "SystemExit"),
+    "ends.py": (CHEAT.format(0, "import os; os._exit(0)"), 0, "ended before"),
+    "skips.py": (CHEAT.format(0, "import pytest; pytest.skip()"), 0, "was not run"),
+    "ours.py": ("from lrt import shift_right as ours\n"
+                + CHEAT.format(0, "return ours(latent, first)"), 0, "not written yet"),
+    "reads.py": (CHEAT.format(0, "return __import__('runpy').run_path('lrt.py')['shift_right']"
+                              "(latent, first)"), 0, "not written yet"),
+    "close.py": (CHEAT.format(0, "__import__('test_lrt').close = lambda *a: None"), 0, "must fail"),
+    "runtest.py": (CHEAT.format("setattr(__import__('pytest').Function, 'runtest', id)", "pass"),
+                   0, "must fail"),
+    "kinds.py": (CHEAT.format("setattr(sys.modules['__main__'], 'kind_of', lambda *a: 'gradients')",
+                              "pass"), 0, "must fail"),
+    "dumps.py": (CHEAT.format("setattr(__import__('json'), 'dumps', lambda x: '[]')", "pass"), 0,
+                 "the grader stopped"),
 }
 
 
@@ -127,21 +136,17 @@ def test_any_file_gets_its_points_or_a_line(tmp_path, monkeypatch, capsys):
     for name, (_, right, said) in FILES.items():
         row = rows[name.split("/")[0]]
         assert float(row["points"]) == right and said in row["reasons"], row
-    every = grade.Student("every.py", ast.parse(LRT)).notes
+    every = grade.Student("every.py", handout.definitions(ast.parse(LRT))).notes
     for word in ("class Pair", "set_default_dtype", "no_such_module", "change of norm"):
         assert word in str(every)
-    assert "Latin-1" in str(grade.Student("latin.py", ast.parse(LRT)).notes)
+    assert "Latin-1" in str(grade.Student("latin.py", handout.definitions(ast.parse(LRT))).notes)
 
 
-def test_gradescope_and_leaderboard(tmp_path, capsys):
+def test_the_format_of_gradescope(tmp_path, capsys):
     write(tmp_path / "lrt.py", GOOD)
-    rows = [dict(step=50, seconds=2.0), dict(step=50, exact=1.7), dict(step=100, seconds=20.0),
-            dict(step=100, exact=1.5)]
-    write(tmp_path / "log.jsonl", "\n".join(map(json.dumps, rows)))
     grade.main([str(tmp_path), "--exercises=1-2", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["score"] == 5 and [test["max_score"] for test in found["tests"]] == [5, 7]
-    assert found["leaderboard"] == [{"name": "exact loss", "order": "asc", "value": 1.7}]
 
 
 @pytest.mark.parametrize("variant, changed", [("keygates", 3), ("after,keygates", 4),
@@ -149,7 +154,7 @@ def test_gradescope_and_leaderboard(tmp_path, capsys):
 def test_in_a_variant_its_own_solution_is_right_and_the_public_one_is_wrong(
         variant, changed, tmp_path):
     grader = grade.Grader(tmp_path, variant, list(POINTS))
-    write(tmp_path / "right.py", variants.edition(variant)["course/right.py"])
+    write(tmp_path / "right.py", handout.edition(variant)["course/right.py"])
     assert points(grader.grade(tmp_path / "right.py")[0]) == POINTS
     grader.numbers = [changed]
     assert points(grader.grade(ROOT / "lrt.py")[0]) == {changed: 0}
@@ -158,9 +163,9 @@ def test_in_a_variant_its_own_solution_is_right_and_the_public_one_is_wrong(
 def test_a_piece_that_is_not_there_once_is_told():
     piece = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
     texts = {"x": "a\n"}
-    variants.apply(piece, texts)
+    handout.apply(piece, texts)
     assert texts["x"] == "b\n"
     with pytest.raises(ValueError, match="0 times, not once"):
-        variants.apply(piece, texts)
+        handout.apply(piece, texts)
     with pytest.raises(ValueError, match="there is no variant"):
-        variants.edition("nothing")
+        handout.edition("nothing")

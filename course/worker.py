@@ -1,5 +1,5 @@
-"""Run tests in this process. grade.py starts it in a folder that has lrt.py and test_lrt.py, and
-writes a line of JSON to its standard input: the student's code and what to do with it.
+"""Run tests on a student's code. grade.py starts this in a folder that has lrt.py, without what the
+student has to write, and test_lrt.py. A line of JSON on standard input says what to do.
 
 The student's code is not told the secret, which begins the line of results on standard output. What
 it prints is thrown away.
@@ -17,9 +17,24 @@ TOO_LONG = f"this takes more than {TEST_SECONDS} s: is there an endless loop?"
 ROBUSTNESS = "refuse|raises|impossible|meta|device|in place|unchanged"
 
 
+def too_long(*_):
+    import pytest
+    pytest.fail(TOO_LONG)
+
+
+def limit():
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(TEST_SECONDS)
+    for name, most in LIMITS.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(number)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(number, (most, most))
+
+
 def install(code, functions):
-    """Put a student's functions, such as "shift_right" and "GPT.sweep", into our lrt.py. They keep
-    their own helpers and imports; for all names that lrt.py has, they see ours."""
+    """Put a student's functions, such as "shift_right" and "GPT.sweep", into lrt.py. They keep
+    their own helpers and imports; for all names that lrt.py has, they see those of lrt.py."""
     import lrt
     student = dict(vars(lrt))
     exec(code, student)
@@ -34,16 +49,19 @@ def install(code, functions):
 
 class Results:
     """A plugin of pytest: {name of a test: ("passed" or what is wrong, message)}. After a wrong
-    value it stops, since then nothing else counts."""
+    value no exercise is tested any more, since then nothing else counts."""
 
     def __init__(self):
-        self.found = {}
+        self.found, self.wrong = {}, False
 
     def pytest_itemcollected(self, item):
         self.found[item.name] = "values", "was not run"
 
     def pytest_runtest_setup(self, item):
         signal.alarm(TEST_SECONDS)
+        if self.wrong and "_ex0_" not in item.name:
+            import pytest
+            pytest.skip()
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" and report.passed:
@@ -52,8 +70,7 @@ class Results:
     def pytest_exception_interact(self, node, call, report):
         kind = kind_of(node.name, call.excinfo)
         self.found[node.name] = kind, call.excinfo.exconly()
-        if kind == "values":
-            node.session.shouldstop = kind
+        self.wrong = self.wrong or kind == "values"
 
 
 def kind_of(test, excinfo):
@@ -68,48 +85,22 @@ def kind_of(test, excinfo):
     return "values"
 
 
-def tests_still_fail():
-    """False if the student's code has changed how numbers are compared or errors expected."""
-    import test_lrt
-    zeros, ones = test_lrt.torch.zeros(2), test_lrt.torch.ones(2)
-    for must_fail in (lambda: test_lrt.close(zeros, ones),
-                      lambda: test_lrt.refused(dict, [dict(x=1)])):
-        try:
-            must_fail()
-            return False
-        except BaseException:
-            pass
-    return not zeros.equal(ones)
-
-
 def main(secret, code, functions, options):
     out = os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    for name, most in LIMITS.items():
-        number = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(number)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(number, (most, most))
+    limit()
     import pytest
-
-    def too_long(*_):
-        pytest.fail(TOO_LONG)
-
-    signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(TEST_SECONDS)
-    results, fair = Results(), True
+    results = Results()
     try:
         install(code, functions)
     except BaseException as e:
         results.found[""] = "values", f"{type(e).__name__}: {e}"
     else:
         pytest.main(["test_lrt.py", *options, "-s", "-c", os.devnull, "--rootdir=.", "--noconftest",
-                     "-p", "no:cacheprovider", "-p", "no:faulthandler"],
-                    plugins=[results])
-        fair = tests_still_fail()
-    out.write(secret + json.dumps([results.found, fair]))
+                     "-p", "no:cacheprovider", "-p", "no:faulthandler"], plugins=[results])
+    out.write(secret + json.dumps(results.found))
     out.flush()
 
 
