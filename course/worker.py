@@ -11,20 +11,19 @@ import resource
 import signal
 import sys
 
+import torch
+import pytest
+
 LIMITS = {"DATA": 2 ** 31, "CPU": 90, "FSIZE": 2 ** 20, "CORE": 0}     # bytes, seconds
-TEST_SECONDS = 30
-TOO_LONG = f"this takes more than {TEST_SECONDS} s: is there an endless loop?"
 ROBUSTNESS = "refuse|raises|impossible|meta|device|in place|unchanged"
 
 
 def too_long(*_):
-    import pytest
-    pytest.fail(TOO_LONG)
+    pytest.fail("this takes too long: is there an endless loop?")
 
 
 def limit():
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(TEST_SECONDS)
     for name, most in LIMITS.items():
         number = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(number)[1]
@@ -35,6 +34,7 @@ def limit():
 def install(code, functions):
     """Put a student's functions, such as "shift_right" and "GPT.sweep", into lrt.py. They keep
     their own helpers and imports; for all names that lrt.py has, they see those of lrt.py."""
+    torch.compiler.disable = lambda function: function      # which takes seconds to be imported
     import lrt
     student = dict(vars(lrt))
     exec(code, student)
@@ -51,16 +51,15 @@ class Results:
     """A plugin of pytest: {name of a test: ("passed" or what is wrong, message)}. After a wrong
     value no exercise is tested any more, since then nothing else counts."""
 
-    def __init__(self):
-        self.found, self.wrong = {}, False
+    def __init__(self, seconds):
+        self.found, self.wrong, self.seconds = {}, False, seconds
 
     def pytest_itemcollected(self, item):
         self.found[item.name] = "values", "was not run"
 
     def pytest_runtest_setup(self, item):
-        signal.alarm(TEST_SECONDS)
+        signal.alarm(self.seconds)
         if self.wrong and "_ex0_" not in item.name:
-            import pytest
             pytest.skip()
 
     def pytest_runtest_logreport(self, report):
@@ -85,14 +84,14 @@ def kind_of(test, excinfo):
     return "values"
 
 
-def main(secret, code, functions, options):
+def main(secret, code, functions, options, seconds):
     out = os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     limit()
-    import pytest
-    results = Results()
+    results = Results(seconds)
+    signal.alarm(seconds)
     try:
         install(code, functions)
     except BaseException as e:
