@@ -69,7 +69,7 @@ def read(path):
         if len(files) != 1:
             raise Refused(f"the folder has {len(files)} files that may be it: hand in one lrt.py")
         path = files[0]
-    if not path.is_file() or path.stat().st_size > 10 ** 6:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > 10 ** 6:
         raise Refused("hand in one file lrt.py, of less than 1 MB")
     data = path.read_bytes()
     try:
@@ -132,6 +132,7 @@ class Grader:
         write_tests(self.folder, texts)
         shutil.copyfile(HERE / "worker.py", self.folder / "worker.py")
         self.text, self.ours = texts["lrt.py"], definitions(ast.parse(texts["lrt.py"]))
+        self.blank = definitions(ast.parse(blanked(self.text, EXERCISES)))
         self.tests, ended = self.run("", [], [], ["--collect-only"])
         if not MUST_FAIL.keys() <= self.tests.keys():
             raise ValueError(f"the tests cannot be run here: {ended}")
@@ -196,8 +197,9 @@ class Grader:
             notes = student.notes
             for n in self.numbers:
                 name = EXERCISES[n][1][0]
-                if name not in student.found:
-                    marks[n] = 0, f"there is no {name} in the file: write it as in the handout"
+                written = student.found.get(name, self.blank[name])
+                if ast.dump(written) == ast.dump(self.blank[name]):
+                    marks[n] = 0, f"{name} is not in the file, or not written yet"
             left = [n for n in self.numbers if n not in marks]
             if left:
                 marks |= self.marks(student, left)
@@ -256,7 +258,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             grader = Grader(folder, args.variant, args.exercises, args.user)
-        except ValueError as e:
+        except (OSError, LookupError, ValueError) as e:
             sys.exit(f"error: {e}")
         if args.csv:
             table.writerow(["file", *(f"ex{n}" for n in args.exercises), "points", "reasons"])

@@ -88,7 +88,7 @@ FILES = {
     "deep.py": ("x = " + "(" * 5000, 0, "cannot read it"),
     "utf16.py": (GOOD.encode("utf-16"), 0, "UTF-8"),
     "large.py": ("#" * 2_000_000, 0, "less than 1 MB"),
-    "other.py": ("def f():\n    pass\n", 0, "no shift_right"),
+    "other.py": ("def f():\n    pass\n", 0, "not in the file"),
     "no_such_file.py": (None, 0, "lrt.py"),
     "two/a.py": (GOOD, 0, "one lrt.py"), "two/b.py": (GOOD, 0, "one lrt.py"),
     "folder/inner/lrt.py": (("# é\n" + GOOD).encode("latin-1"), 5, ""),

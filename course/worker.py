@@ -68,7 +68,7 @@ class Results:
 
     def pytest_exception_interact(self, node, call, report):
         kind = kind_of(node.name, call.excinfo)
-        self.found[node.name] = kind, call.excinfo.exconly()
+        self.found[node.name] = kind, call.excinfo.exconly()[:1000]
         self.wrong = self.wrong or kind == "values"
 
 
@@ -85,8 +85,7 @@ def kind_of(test, excinfo):
 
 
 def main(secret, code, functions, options, seconds):
-    out = os.fdopen(os.dup(1), "w")
-    nothing = os.open(os.devnull, os.O_RDWR)
+    out, nothing = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     limit()
@@ -95,12 +94,12 @@ def main(secret, code, functions, options, seconds):
     try:
         install(code, functions)
     except BaseException as e:
-        results.found[""] = "values", f"{type(e).__name__}: {e}"
+        results.found[""] = "values", f"{type(e).__name__}: {e}"[:1000]
     else:
         pytest.main(["test_lrt.py", *options, "-s", "-c", os.devnull, "--rootdir=.", "--noconftest",
                      "-p", "no:cacheprovider", "-p", "no:faulthandler"], plugins=[results])
-    out.write(secret + json.dumps(results.found))
-    out.flush()
+    os.write(out, (secret + json.dumps(results.found)).encode())
+    os._exit(0)                 # and wait for no thread that the student's code has left behind
 
 
 if __name__ == "__main__":
