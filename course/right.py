@@ -87,23 +87,21 @@ class GPT:
         check("subsets", subsets, 1)
         check("sweeps", sweeps, 0)
         S = min(subsets, idx.shape[1])
-        weights = [1 / (1 + S * sweeps)] + [S / (1 + S * sweeps)] * sweeps
-        if loss_weights is not None:
-            weights = list(loss_weights)
-            if len(weights) != sweeps + 1 or not any(weights):
-                raise ValueError(f"loss_weights={loss_weights} does not fit {sweeps} sweeps")
+        weights = loss_weights
+        if weights is None:
+            weights = [n / (1 + S * sweeps) for n in [1] + sweeps * [S]]
+        if len(weights) != sweeps + 1 or not any(weights):
+            raise ValueError(f"loss_weights={weights} does not fit {sweeps} sweeps")
         if not self.config.lrt:
             weights = [1]
-        chunk, losses = self.begin(idx, self.init_cache(idx.shape[0])), []
+        chunk, loss = self.begin(idx, self.init_cache(idx.shape[0])), 0
         for k, weight in enumerate(weights):
             if k > 0:
                 self.sweep(chunk, S)
-            last = k + 1 == len(weights)
-            if last or weight and targets is not None:
+            if weight or k + 1 == len(weights):
                 logits = self.logits(chunk.h)
-            if targets is not None and (last or weight):
-                losses.append(weight * cross_entropy(logits, targets))
-        return logits, sum(losses) if losses else None
+                loss = loss if targets is None else loss + weight * cross_entropy(logits, targets)
+        return logits, None if targets is None else loss
 
     @torch.no_grad()
     def prefill(self, idx, cache, subsets=2, tol=1e-3):

@@ -1,6 +1,6 @@
 """A second implementation of the equations in lrt.py, one sequence and one position at a time.
 
-    python course/second.py         writes course/known.npz, which test_lrt.py compares with
+    python course/second.py         writes known.npz beside it, which test_lrt.py compares with
 """
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 import test_lrt as tests
 
 
@@ -52,12 +52,11 @@ def position(model, past, t, x_0, m):
     for i in range(L):
         layer = {name.split(".")[-1]: p for name, p in w.items() if f"blocks.{i}." in name}
         u = i if c.memory_proj == "layerwise" else 0
+        x = w["alpha"][i] * x + w["beta"][i] * x_0
+        m_k, m_v = 0 * x, 0 * x
         if c.lrt:
-            x = w["alpha"][i] * x + w["beta"][i] * x_0 + w["gamma"][i] * m
+            x = x + w["gamma"][i] * m
             m_k, m_v = w[f"u_k.{u}"] @ m, w[f"u_v.{u}"] @ m
-        else:
-            x = w["alpha"][i] * x + w["beta"][i] * x_0
-            m_k, m_v = 0 * x, 0 * x
         q, k, v = qkv(layer, c.n_head, norm(x), m_k, m_v)
         q, k = norm(rotate(q, t)), norm(rotate(k, t))
         past[i][t] = k, v
@@ -132,14 +131,10 @@ def known_qkv(name, memory):
 
 def known_layers(name, memory):
     model, x_0, m = tests.layers_case(name)
-    rows = []
-    for b in range(2):
-        sequence = Sequence(model, [0] * 4)
-        sequence.x_0 = x_0[b].numpy()
+    rows = [Sequence(model, [0] * 4) for _ in x_0]
+    for row, x_0_row, m_row in zip(rows, x_0.numpy(), m.numpy() * memory):
         for t in range(4):
-            h_t = position(model, sequence.past, t, sequence.x_0[t], m[b, t].numpy() * memory)
-            sequence.h[t], sequence.latent[t] = h_t
-        rows.append(sequence)
+            row.h[t], row.latent[t] = position(model, row.past, t, x_0_row[t], m_row[t])
     return dict(h=np.array([row.h for row in rows]), latent=np.array([row.latent for row in rows]),
                 kv=np.array([row.kv() for row in rows]).swapaxes(0, 1).swapaxes(1, 2))
 
