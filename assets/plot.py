@@ -13,7 +13,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ KINDS = {       # the last one that matches a character counts; of a pattern wit
     "line breaks": r"\n",
     "indentation": r"(?m)^ +",
 }
-NEAR, FAR = "words last seen in the window", "words last seen before it"
+NEAR, FAR = "words in the window", "words before the window"
 
 
 def kinds_of(text, window):
@@ -194,7 +194,7 @@ def knows(s, first, second):
 # ---- Pictures of README.md and results.md
 
 def clock(s):
-    """Exact losses against minutes: a point for each cell of two tables of results.md."""
+    """Exact losses against minutes, in two tables of results.md: runs, and lines of their means."""
     page = results.load()
     titles = {"clock": "tiny Shakespeare", "python": "source of Python"}
     colors = dict(zip(results.TABLES["clock"] | results.TABLES["python"],
@@ -202,16 +202,16 @@ def clock(s):
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for ax, (name, title) in zip(axes, titles.items()):
         for label, row in results.TABLES[name].items():
-            points = [(page.minutes(flags), [run["exact"] for run in page.of(flags)])
-                      for flags in row.values() if page.of(flags) and page.minutes(flags)]
-            if points:
-                minutes, exact = zip(*points)
-                deviation = [stdev(those) if len(those) > 1 else 0 for those in exact]
-                ax.errorbar(minutes, list(map(mean, exact)), deviation, fmt="o-", ms=4,
-                            capsize=3, label=label, color=colors[label])
+            runs = [(int(column.split()[0]), run["exact"]) for column, flags in row.items()
+                    for run in page.of(flags)]
+            if runs:
+                ax.plot(*zip(*runs), ".", color=colors[label])
+                minutes = sorted({minute for minute, _ in runs})
+                ax.plot(minutes, [mean(exact for minute, exact in runs if minute == one)
+                                  for one in minutes], "-", label=label, color=colors[label])
         ax.set(xscale="log", xlabel="minutes of training", title=title,
                ylabel="exact loss, nats per character")
-        ax.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], ticks)
+        ax.set_xticks(ticks := [1, 2, 4, 8, 16, 32], ticks)
         ax.minorticks_off()
         ax.legend()
     return figure

@@ -31,6 +31,7 @@ THROUGH = S4 + " --lrt_sweeps=2"
 HOPS, HOPS3 = THROUGH + " --lrt_hops=2", S4 + " --lrt_sweeps=3 --lrt_hops=2"
 LOOP = "--lrt=1 --lrt_mode=sequential"
 EXACT0, EXACT1, EXACT2 = (f"{LOOP} --lrt_hops={hops}" for hops in (0, 1, 2))
+ROWS = "--dataset=python --batch_size=128 "
 
 
 def cells(flags, name, values, columns=None):
@@ -67,7 +68,7 @@ TABLES = {
                    ("plain, 2 layers", PLAIN, 4200), ("plain, 4 layers", DEEP, 2150),
                    ("S = 2, as in the paper", S2, 2050), ("S = 4, K = 2, 2 hops", HOPS, 1425),
                    ("S = 4, K = 3, 2 hops", HOPS3, 1260))},
-    "rows": {label: f"--dataset=python {flags} --batch_size=128 --max_iters={steps}"
+    "rows": {label: cells(ROWS + flags, "max_iters", [steps, 2 * steps], ["6 min", "12 min"])
              for label, flags, steps in (
                  ("plain", PLAIN, 800), ("S = 2, as in the paper", S2, 320),
                  ("exact, 1 hop", EXACT1, 300), ("exact, 2 hops", EXACT2, 240))},
@@ -104,7 +105,10 @@ TABLES = {
                for label, flags, steps in (
                    ("plain, 2 layers", PLAIN, 696), ("plain, 4 layers", DEEP, 351),
                    ("S = 2, as in the paper", S2, 335), ("S = 16", S16, 335),
-                   ("plain, 2 layers", PLAIN, 5000), ("S = 4, K = 2, 2 hops", HOPS, 693))},
+                   ("plain, 2 layers", PLAIN, 5000), ("S = 4, K = 2, 2 hops", HOPS, 693),
+                   ("128 rows of python, plain", ROWS + PLAIN, 800),
+                   ("128 rows of python, S = 2", ROWS + S2, 320),
+                   ("128 rows of python, exact, 1 hop", ROWS + EXACT1, 300))},
 }
 
 # ---- Runs: a line of results.jsonl has the flags in one form, the seed, and what the log says
@@ -209,11 +213,6 @@ class Page:
         """The runs with these flags, one for each seed."""
         return self.rows.get(canonical(flags), [])
 
-    def minutes(self, flags):
-        """Steps times the time of a step, or None if that was not measured."""
-        step = self.steps.get(model_of(flags))
-        return step and settings(flags).max_iters * float(step["ms"]) / 60000
-
     def seeds(self, rows):
         """How many of which code: 2a 1b."""
         codes = [self.letters[row["commit"]] for row in rows]
@@ -232,7 +231,8 @@ class Page:
             return line
         if cost:
             line |= {"FLOPs": f"{steps * float(cost['FLOPs']):.2e}".replace("e+", "e"),
-                     "ms": f"{float(cost['ms']):.0f}", "minutes": f"{self.minutes(flags):.1f}",
+                     "ms": f"{float(cost['ms']):.0f}",
+                     "minutes": f"{steps * float(cost['ms']) / 60000:.1f}",
                      "MB": cost["MB"]}
         gap = mean(row["exact"] - row["as_trained"] for row in rows)
         return line | {

@@ -74,6 +74,8 @@ class GPT:
 
     def sweep(self, chunk, S):
         check("subsets", S, 1)
+        if not self.config.lrt:
+            raise ValueError("a plain GPT has no sweeps")
         chunk.require_unfinished()
         T = chunk.x0.shape[1]
         for s in range(min(S, T)):
